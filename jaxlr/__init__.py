@@ -1,0 +1,21 @@
+"""Low-rank and structured learning in JAX; parts are imported when first used."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from jaxlr import core as core, lab as lab, linalg as linalg, sensing as sensing
+
+__version__ = "0.1.0"
+__all__ = ["core", "lab", "linalg", "sensing"]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return importlib.import_module(f"jaxlr.{name}")
+    raise AttributeError(f"module 'jaxlr' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *__all__]

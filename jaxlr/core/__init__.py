@@ -1,0 +1,18 @@
+"""What every part of jaxlr shares: `Solver`, `Experiment`, the loops."""
+
+from jaxlr.core import loop as loop, tree as tree
+from jaxlr.core.loop import Status as Status
+from jaxlr.core.optimizer import (
+    from_optax as from_optax,
+    OptaxInfo as OptaxInfo,
+    OptaxState as OptaxState,
+)
+from jaxlr.core.types import (
+    Axis as Axis,
+    Claim as Claim,
+    Experiment as Experiment,
+    Hyper as Hyper,
+    LogUniform as LogUniform,
+    Solver as Solver,
+    Uniform as Uniform,
+)

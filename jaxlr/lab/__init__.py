@@ -1,0 +1,43 @@
+"""The lab: sweep an experiment, keep its results, judge its claims.
+
+Parts are imported when first used, so that the command line starts without jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from jaxlr.lab.aot import compile_for as compile_for
+    from jaxlr.lab.engine import sweep as sweep
+    from jaxlr.lab.planning import (
+        chunk_function as chunk_function,
+        Plan as Plan,
+        plan as plan,
+    )
+    from jaxlr.lab.replaying import replay as replay
+    from jaxlr.lab.results import claims as claims, load as load
+    from jaxlr.lab.store import RunDirectoryError as RunDirectoryError
+
+_HOME = {
+    "Plan": "planning",
+    "RunDirectoryError": "store",
+    "chunk_function": "planning",
+    "claims": "results",
+    "compile_for": "aot",
+    "load": "results",
+    "plan": "planning",
+    "replay": "replaying",
+    "sweep": "engine",
+}
+__all__ = list(_HOME)  # pyright: ignore
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"jaxlr.lab.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'jaxlr.lab' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *_HOME]

@@ -1,0 +1,209 @@
+"""Run one chunk: all seeds of some cells of one group, closed or in segments."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools as ft
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlr.core import compat
+from jaxlr.lab import results, store
+from jaxlr.lab.lane import LANE
+from jaxlr.lab.program import Program
+from jaxlr.lab.setup import Setup
+
+
+SEGMENT_SECONDS = 1.0  # of a long run: how often its progress shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Cells `start:stop` of a group.
+
+    Attributes:
+        group: Index of the group.
+        index: Index of the chunk in its group.
+        start: First cell, counted in the group.
+        stop: Past the last one.
+    """
+
+    group: int
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def filename(self) -> str:
+        """Of the finished chunk and of its checkpoint."""
+        return store.chunk_name(self.group, self.index)
+
+
+def of_group(group: int, num_cells: int, size: int) -> list[Chunk]:
+    """A group cut into chunks of `size` cells; the last may be shorter."""
+    starts = range(0, num_cells, size)
+    return [
+        Chunk(group, i, start, min(start + size, num_cells))
+        for i, start in enumerate(starts)
+    ]
+
+
+def run(
+    setup: Setup,
+    program: Program,
+    chunk: Chunk,
+    *,
+    checkpoint: Path | None = None,
+    advance: Callable[[float], Any] = lambda lanes: None,
+) -> dict[str, np.ndarray]:
+    """All metrics of a chunk, leaves (seed, cell, ...), and its lanes' counters.
+
+    Args:
+        setup: The sweep.
+        program: The group's; where it is narrower than the chunk, it is called more
+            than once.
+        chunk: What to run.
+        checkpoint: Where a long run keeps its state; it goes on from what is there.
+        advance: Told how many lanes more are finished.
+    """
+    parts = []
+    is_whole = chunk.stop - chunk.start <= program.num_cells
+    for start in range(chunk.start, chunk.stop, program.num_cells):
+        cells = np.arange(start, min(start + program.num_cells, chunk.stop))
+        part = run_lanes(
+            setup,
+            program,
+            pad(setup, program, chunk.group, cells),
+            checkpoint=checkpoint if is_whole else None,
+            advance=ft.partial(_scaled, advance, len(cells) * setup.num_seeds),
+        )
+        parts.append({name: x[:, : len(cells)] for name, x in part.items()})
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]}
+
+
+def _scaled(advance: Callable[[float], Any], lanes: int, share: float) -> None:
+    advance(share * lanes)
+
+
+def pad(
+    setup: Setup, program: Program, group: int, cells: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The traced fields of some cells, the last repeated up to the program's width."""
+    index = np.minimum(np.arange(program.num_cells), len(cells) - 1)
+    traced = setup.groups[group].traced
+    dtypes = program.lane.dtypes
+    columns = {name: traced[name][cells[index]].astype(dtypes[name]) for name in traced}
+    return columns | {LANE: np.arange(program.num_cells, dtype=dtypes[LANE])}
+
+
+def run_lanes(
+    setup: Setup,
+    program: Program,
+    values: dict[str, np.ndarray],
+    *,
+    checkpoint: Path | None = None,
+    advance: Callable[[float], Any] = lambda share: None,
+) -> dict[str, np.ndarray]:
+    """One call of a closed program, or all segments of a long one; padding included.
+
+    Args:
+        setup: The sweep.
+        program: Compiled, `values` as wide as it is.
+        values: Traced fields of every lane.
+        checkpoint: Where a long run keeps its state.
+        advance: Told which share of the lanes' whole run has been done since last.
+    """
+    lane = program.lane
+    seed = np.uint32(setup.seed)
+    indices = np.arange(setup.num_seeds, dtype=np.int32)
+    with compat.x64(setup.experiment.x64):
+        if lane.state is not None:
+            return _segments(
+                setup, program, (seed, indices, values), checkpoint, advance
+            )
+        out = _fetch(program.call(seed, indices, values))
+    advance(1.0)
+    arrays = dict(zip(lane.metrics, out, strict=True))
+    counts = results.diverged_at(lane.metrics, arrays, lane.every)
+    return arrays | {"diverged_at": counts}
+
+
+def _fetch(arrays: Sequence[jax.Array | np.ndarray]) -> list[np.ndarray]:
+    """Wait without blocking the interpreter, so that Ctrl-C is heard at once."""
+    pause = 1e-4
+    while not all(getattr(x, "is_ready", lambda: True)() for x in arrays):
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+    return [np.array(x) for x in arrays]
+
+
+def _segments(setup, program, arguments, checkpoint, advance):
+    lane = program.lane
+    every, num_steps = lane.every, lane.num_steps
+    t, state = 0, program.initial_state(setup.num_seeds)
+    if checkpoint is not None and checkpoint.exists():
+        t, state = _checkpointed(checkpoint, program)
+        advance(t / num_steps)
+    num_curves = len(lane.metrics)
+    *_, ended_at, diverged_at = range(len(state))
+    saved_at = time.perf_counter()
+    length, pace = 1, 0.0
+    while t < num_steps:
+        begun = time.perf_counter()
+        stop = min(t + length, num_steps)
+        state = program.call(*arguments, state, (np.int32(t), np.int32(stop)))
+        has_ended = bool((_fetch([state[ended_at]])[0] >= 0).all())
+        seconds = time.perf_counter() - begun
+        advance(((num_steps if has_ended else stop) - t) / num_steps)
+        # A longer segment is right while it is short, or while its fixed cost shows.
+        is_faster = (stop - t) / seconds > 1.1 * pace
+        if seconds < SEGMENT_SECONDS / 2 or (
+            is_faster and 2 * seconds < setup.experiment.checkpoint_seconds
+        ):
+            length *= 2
+        pace, t = (stop - t) / seconds, stop
+        if has_ended:
+            break
+        is_due = time.perf_counter() - saved_at >= setup.experiment.checkpoint_seconds
+        if checkpoint is not None and is_due and t < num_steps:
+            leaves = {f"leaf{i}": x for i, x in enumerate(_fetch(state))}
+            store.write_arrays(checkpoint, leaves | {"t": np.int32(t)})
+            saved_at = time.perf_counter()
+    leaves = _fetch(state)
+    # A carry flattens to (state..., last info..., curves..., ended_at, diverged_at).
+    curves = leaves[-2 - num_curves : -2]
+    last = leaves[-2 - 2 * num_curves : -2 - num_curves]
+    filled = -(-t // every)
+    arrays = {}
+    names = _carry_order(lane.metrics)
+    for name, curve, info in zip(names, curves, last, strict=True):
+        curve = curve[:, :, : lane.num_rows]
+        curve[:, :, filled:] = info[:, :, None]  # ended lanes stand still
+        arrays[name] = curve
+    counters = {"ended_at": leaves[ended_at], "diverged_at": leaves[diverged_at]}
+    return {name: arrays[name] for name in lane.metrics} | counters
+
+
+def _checkpointed(path: Path, program: Program) -> tuple[int, list[np.ndarray]]:
+    """Step and state that a checkpoint holds, padded as the program is."""
+    saved = store.read_arrays(path)
+    t = int(saved.pop("t"))
+    leaves = list(saved.values())
+    found = [(x.shape[2:], x.dtype) for x in leaves]
+    if found != [(x.shape, x.dtype) for x in program.lane.state or []]:
+        raise store.RunDirectoryError(
+            f"{path} holds the state of another solver. Delete that one file and go on "
+            "with resume (`--resume`): only its cells are computed again."
+        )
+    # As `pad` does; other devices than those that wrote it make another width.
+    lanes = np.minimum(np.arange(program.num_cells), leaves[0].shape[1] - 1)
+    return t, [x[:, lanes] for x in leaves]
+
+
+def _carry_order(metrics):
+    return sorted(metrics)  # as a pytree orders the keys of a dict

@@ -1,0 +1,347 @@
+"""What each command of the command line does. jax is imported by those that need it."""
+
+import datetime
+import math
+from pathlib import Path
+import secrets
+import sys
+from typing import Annotated, Any, TYPE_CHECKING
+
+import tyro
+
+from jaxlr.lab import find
+from jaxlr.lab.cli import axes
+
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from jaxlr.core import Claim, Experiment
+    from jaxlr.lab.cli.flags import General, Request
+
+RUNS = Path("runs")
+_CLAIMS = "claims.json"
+_FIGURE = "figure.png"
+
+
+def list_() -> int:
+    """Name the shipped experiments and their questions."""
+    from jaxlr.lab import report
+
+    rows = [(name, find.summary(path)) for name, path in find.names().items()]
+    report.console().print(report.table(("experiment", "question"), rows))
+    return 0
+
+
+def run(request: "Request") -> int:
+    """Plan, sweep, judge the claims, draw the figure; say where everything went."""
+    from jaxlr import lab
+    from jaxlr.lab import report
+
+    console = report.console()
+    general, experiment = request.general, request.experiment
+    directory = _directory(general, experiment.name)
+    for note in request.notes:
+        console.print(note, markup=False)
+    arguments: dict[str, Any] = {
+        "num_seeds": general.seeds,
+        "seed": general.seed,
+        "directory": directory,
+        "resume": "force" if general.force else general.resume,
+        "chunk": general.chunk,
+        "devices": _devices(general.device),
+        "backend": general.backend,
+    }
+    plan = lab.plan(experiment, request.axes, **arguments)
+    console.print(str(plan), markup=False)
+    results = lab.sweep(experiment, request.axes, **arguments)
+    return _conclude(experiment, results, directory)
+
+
+_Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
+_Name = Annotated[str, tyro.conf.arg(metavar="NAME_OR_PATH")]
+_Recorded = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME_OR_PATH", help_behavior_hint="(default: what the run recorded)"
+    ),
+]
+_Switch = tyro.conf.FlagCreatePairsOff[bool]
+
+
+def show(
+    run: _Run,
+    /,
+    *,
+    experiment: _Recorded = None,
+) -> int:
+    """Show a run's provenance and claims, and draw its figure anew.
+
+    Args:
+        run: A run directory.
+        experiment: Whose claims and figure.
+    """
+    from jaxlr import lab
+    from jaxlr.lab import report, store
+
+    results = lab.load(run)
+    report.console().print(report.attributes_table(results.attrs))
+    manifest = store.read_manifest(run)
+    found = find.find(experiment) if experiment else find.recorded(manifest)
+    return _conclude(found, results, run)
+
+
+def replay(
+    run: _Run,
+    /,
+    *,
+    cell: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
+    ] = (),
+    seed: int = 0,
+    experiment: _Recorded = None,
+) -> int:
+    """Run one cell of a run again, and compare it with what was stored.
+
+    Args:
+        run: A run directory.
+        cell: The swept fields of the cell.
+        seed: Index of the seed.
+        experiment: What to run.
+
+    Raises:
+        ValueError: If a word of `cell` is not NAME=VALUE.
+    """
+    from jaxlr import lab
+    from jaxlr.lab import report
+
+    values = {}
+    for text in cell:
+        name, has_equals, value = text.partition("=")
+        if not has_equals:
+            raise ValueError(f"--cell takes NAME=VALUE, got {text!r}.")
+        values[name.replace("-", "_")] = axes.scalar(value)
+    found = find.find(experiment) if experiment else None
+    results = lab.replay(run, values, seed, experiment=found)
+    console = report.console()
+    console.print(report.metrics_table(results))
+    console.print(results.attrs["replay"], markup=False)
+    return int(not results.attrs["is_equal"])
+
+
+def reproduce(
+    names: tyro.conf.Positional[
+        Annotated[
+            tuple[str, ...],
+            tyro.conf.arg(
+                metavar="NAME_OR_PATH ...", help_behavior_hint="(default: all)"
+            ),
+        ]
+    ] = (),
+    *,
+    smoke: _Switch = False,
+) -> int:
+    """Judge all claims of all experiments, in one table.
+
+    Args:
+        names: Only these experiments.
+        smoke: At the small sizes, which run in seconds.
+    """
+    from jaxlr import lab
+    from jaxlr.lab import report
+
+    console = report.console()
+    known = {name: find.find(name) for name in names}  # misspelled: before any runs
+    rows: list[tuple[Any, ...]] = []
+    for name in known or find.names():
+        problems = []
+        try:
+            experiment = known.get(name) or find.find(name)
+            if smoke:
+                experiment = experiment.replace(**experiment.smoke)
+            directory = _new_directory(experiment.name)
+            console.print(f"{name}: {directory}", markup=False)
+            results = lab.sweep(experiment, directory=directory)
+            claims, problems = _judge(experiment, results, directory)
+            rows += [(name, *report.claim_row(claim)) for claim in claims]
+            if not claims and not problems:
+                rows.append((name, "makes no claims", "", "", "", ""))
+        except Exception as e:  # the others are worth knowing all the same
+            problems = [f"{type(e).__name__}: {e}{report.where(e)}"]
+        rows += [(name, text, "", "", report.failure("error"), "") for text in problems]
+    columns = ("experiment", "claim", "predicted", "measured", "verdict", "source")
+    console.print(report.table(columns, rows, "Claims"))
+    return int(any(str(row[4]) in ("fails", "error") for row in rows))
+
+
+def compile_(
+    experiment: _Name,
+    /,
+    *,
+    target: str,
+    smoke: _Switch = False,
+    chunk: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: the whole group)"),
+    ] = None,
+) -> int:
+    """Does an experiment compile for a TPU, and fit? No TPU is needed.
+
+    A chunk of its largest compile group goes through the real compiler, in 32 bits.
+
+    Args:
+        experiment: A name from `jaxlr list`, or the path of a file of your own.
+        target: The chip: v4, v5e, v5p or v6e.
+        smoke: The small size.
+        chunk: Cells in flight at once.
+    """
+    import jax
+
+    from jaxlr import lab
+    from jaxlr.lab import report
+    from jaxlr.lab.aot import DoesNotFitError
+
+    found = find.find(experiment)
+    if smoke:
+        found = found.replace(**found.smoke)
+    fn, args = lab.chunk_function(found, chunk=chunk)
+    try:
+        compilation = lab.compile_for(target, fn, *args)
+    except DoesNotFitError as e:
+        report.error(f"{found.name}: {e}")
+        return 1
+    except (NotImplementedError, jax.errors.JaxRuntimeError) as e:
+        report.error(
+            f"{found.name} does not compile for {target}: {e}{report.where(e)}"
+        )
+        return 1
+    console = report.console()
+    console.print(report.compilation_table(compilation, found.name))
+    if found.x64:
+        console.print(f"{found.name} runs in 64-bit types elsewhere; 32-bit here.")
+    return int(not compilation.fits)
+
+
+def doctor() -> int:
+    """Versions, devices, precision, and what would not work here and why."""
+    from jaxlr.lab import doctor
+
+    return doctor.diagnose()
+
+
+def _conclude(experiment: "Experiment", results: "xr.Dataset", directory: Path) -> int:
+    """Print claims, problems and paths; 0 if nothing fails."""
+    from jaxlr.lab import report
+
+    console = report.console()
+    claims, problems = _judge(experiment, results, directory)
+    if claims:
+        console.print(report.claims_table(claims))
+    elif experiment.claims is None:
+        console.print(f"{experiment.name} makes no claims.", markup=False)
+    if not results.attrs.get("is_complete", 1):
+        console.print(
+            f"The run is unfinished, its missing cells are NaN. Go on with --directory "
+            f"{directory} --resume.",
+            markup=False,
+        )
+    for what, path in (
+        ("results", directory),
+        ("figure", directory / _FIGURE),
+        ("manifest", directory / "manifest.json"),
+    ):
+        if path.exists():
+            console.print(f"{what:9} {path}", markup=False, soft_wrap=True)
+    for problem in problems:
+        report.error(problem)
+    return int(bool(problems) or not all(claim.holds for claim in claims))
+
+
+def _judge(
+    experiment: "Experiment", results: "xr.Dataset", directory: Path
+) -> tuple[list["Claim"], list[str]]:
+    """Claims and figure, kept beside the results; and what went wrong with either."""
+    from jaxlr import lab
+    from jaxlr.lab import plot, report, store
+
+    claims, problems = [], []
+    try:
+        claims = lab.claims(experiment, results)
+        if results.attrs.get("is_complete", 1):  # it marks the run as judged
+            store.write_json(directory / _CLAIMS, [_plain(claim) for claim in claims])
+    except Exception as e:
+        problems.append(f"Claims: {type(e).__name__}: {e}{report.where(e)}")
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        figure = (experiment.figure or plot.default_figure)(results)
+        if not hasattr(figure, "savefig"):
+            raise TypeError(
+                "`figure` must return a matplotlib Figure, got "
+                f"{type(figure).__name__}."
+            )
+        figure.savefig(directory / _FIGURE, dpi=150)
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close(figure)
+    except Exception as e:
+        problems.append(f"Figure: {type(e).__name__}: {e}{report.where(e)}")
+    return claims, problems
+
+
+def _plain(claim: "Claim") -> dict[str, Any]:
+    """A claim as JSON; a bound that is not there is null, so is NaN."""
+
+    def number(x):
+        return float(x) if math.isfinite(x) else None
+
+    return {
+        "statement": claim.statement,
+        "low": number(claim.low),
+        "high": number(claim.high),
+        "measured": [number(x) for x in list(claim.measured)],  # pyright: ignore
+        "holds": claim.holds,
+        "source": claim.source,
+    }
+
+
+def _directory(general: "General", name: str) -> Path:
+    """The run directory that the flags ask for."""
+    if general.directory is not None:
+        return Path(general.directory)
+    if not general.resume:
+        return _new_directory(name)
+    folder = RUNS / name
+    found = folder.iterdir() if folder.is_dir() else ()
+    unfinished = [p for p in found if p.is_dir() and not (p / _CLAIMS).exists()]
+    if not unfinished:
+        raise ValueError(
+            f"There is no unfinished run in {folder}: start one without --resume, or "
+            "name one by --directory."
+        )
+    from jaxlr.lab import report
+
+    newest = max(unfinished)
+    report.console().print(f"Resuming {newest}", markup=False)
+    return newest
+
+
+def _new_directory(name: str) -> Path:
+    now = datetime.datetime.now(datetime.UTC)
+    return RUNS / name / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def _devices(platform: str | None) -> list[Any] | None:
+    """This process's devices of a platform; None leaves the choice to the engine."""
+    if platform is None:
+        return None
+    import jax
+
+    try:
+        return jax.local_devices(backend=platform)
+    except RuntimeError as e:
+        present = sorted({"cpu", *(device.platform for device in jax.local_devices())})
+        raise ValueError(
+            f"--device {platform}: there is none here; present: {', '.join(present)}. "
+            "`jaxlr doctor` says more."
+        ) from e

@@ -1,0 +1,279 @@
+"""The sweep: plan, run chunk by chunk, keep what is finished, label the results."""
+
+from collections.abc import Sequence
+import concurrent.futures
+import contextlib
+import functools as ft
+import json
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import jax
+
+from jaxlr.core.types import Experiment
+from jaxlr.lab import chunks, planning, store, tasks
+from jaxlr.lab.progress import Progress
+from jaxlr.lab.results import load, Results
+from jaxlr.lab.setup import Setup
+
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+# Directory -> the experiment that this process swept there, for `replay`.
+SWEPT: dict[Path, Experiment] = {}
+
+
+def sweep(
+    experiment: Experiment,
+    axes: Any = None,
+    *,
+    num_seeds: int | None = None,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    resume: bool | str = False,
+    chunk: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    backend: str = "shard_map",
+    executor: concurrent.futures.Executor | None = None,
+) -> "xr.Dataset":
+    """Run an experiment at every cell of its axes, with every seed.
+
+    Fields of HParams that are static or strings are compiled once a value; all others
+    are one `vmap`. Seed i is the key `fold_in(key(seed), i)` in every cell. A lane
+    that diverges is data: `diverged_at` is its first step with a value not finite.
+
+    Args:
+        experiment: What to run.
+        axes: Name -> values (or a sequence of `Axis`); a tuple of names moves several
+            fields together; `Uniform` and `LogUniform` draw values. None: the
+            experiment's own.
+        num_seeds: None: the experiment's own.
+        seed: Of the root key.
+        directory: Where finished chunks are kept; None keeps nothing.
+        resume: Go on with what is in `directory`; `"force"` even if source,
+            configuration or versions changed. Afresh where there is nothing.
+        chunk: Most cells of a chunk; None: what fits into memory. A resumed run keeps
+            its own.
+        devices: None: all local devices. Each chunk's cells are shared among them.
+        backend: `"shard_map"`, or `"pmap"` for the same by `jax.pmap`.
+        executor: Runs the chunks elsewhere (Dask, SLURM, processes); None runs them
+            here. A long run's chunk then has no checkpoints.
+
+    Returns:
+        One variable a metric, with dimensions (axes..., seed, its own); coordinates
+        with units; provenance in `attrs`.
+
+    Raises:
+        ValueError: On misuse, naming argument, value and what is allowed.
+        RunDirectoryError: If the directory cannot be used; the message says what to do.
+        KeyboardInterrupt: On Ctrl-C, within the chunk; the message says how to resume.
+    """
+    if resume not in (False, True, "force"):
+        raise ValueError(f'`resume` must be False, True or "force", got {resume!r}.')
+    if resume and directory is None:
+        raise ValueError("`resume` needs the `directory` to resume.")
+    setup = Setup.make(
+        experiment,
+        axes,
+        num_seeds=num_seeds,
+        seed=seed,
+        devices=devices,
+        backend=backend,
+    )
+    with contextlib.ExitStack() as stack:
+        root = None if directory is None else Path(directory)
+        if root is not None:
+            store.is_run(root)  # before a lock file is put there
+            stack.enter_context(store.lock(root))
+        run = _Run(setup, root, resume, chunk, executor)
+        if root is not None:
+            SWEPT[root.resolve()] = experiment
+        try:
+            run.all()
+        except KeyboardInterrupt as e:
+            raise KeyboardInterrupt(run.how_to_resume()) from e
+    return run.dataset()
+
+
+class _Run:
+    """One sweep under way. Owns the manifest; the only writer of the directory."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        root: Path | None,
+        resume: bool | str,
+        chunk: int | None,
+        executor: concurrent.futures.Executor | None,
+    ):
+        self.setup, self.root, self.executor = setup, root, executor
+        has_run = root is not None and store.is_run(root)
+        if root is not None and has_run and not resume:
+            raise store.RunDirectoryError(
+                f"{root} already holds a run. Go on with it (resume=True, `--resume`), "
+                "or use another directory."
+            )
+        if root is not None and has_run:
+            self.manifest = store.read_manifest(root)
+            now = setup.manifest([1] * len(setup.groups))
+            forced = store.refuse_changes(root, self.manifest, now, resume == "force")
+            store.clean(root)
+            if forced:  # for whoever reads the mixed results
+                self.manifest.setdefault("forced", []).append(forced)
+                self._write_manifest()
+        else:
+            widths, _ = planning.fit(
+                setup, chunk=chunk, has_executor=executor is not None
+            )
+            self.manifest = json.loads(json.dumps(setup.manifest(widths)))
+            if root is not None:
+                store.clean(root)
+                self._write_manifest()
+
+    @ft.cached_property
+    def results(self) -> Results:
+        """Holds what is finished where there is no directory for it."""
+        return Results(self.manifest)
+
+    def _write_manifest(self):
+        if self.root is not None:
+            store.write_json(self.root / store.MANIFEST, self.manifest)
+
+    def _chunks(self, group: int) -> list[chunks.Chunk]:
+        layout = self.manifest["layout"][group]
+        return chunks.of_group(group, len(layout["cells"]), layout["chunk"])
+
+    def _is_done(self, chunk: chunks.Chunk) -> bool:
+        return (
+            self.root is not None and (self.root / "chunks" / chunk.filename).exists()
+        )
+
+    def _checkpoint(self, chunk: chunks.Chunk) -> Path | None:
+        return None if self.root is None else self.root / "segments" / chunk.filename
+
+    def _has_begun(self, chunk: chunks.Chunk) -> bool:
+        path = self._checkpoint(chunk)
+        return self._is_done(chunk) or (path is not None and path.exists())
+
+    def _finish(self, chunk: chunks.Chunk, arrays) -> None:
+        if self.root is None:
+            self.results.insert(chunk.group, chunk.start, arrays)
+        else:
+            store.write_arrays(self.root / "chunks" / chunk.filename, arrays)
+            (self.root / "segments" / chunk.filename).unlink(missing_ok=True)
+
+    def _lanes(self, found) -> int:
+        return sum(c.stop - c.start for c in found) * self.setup.num_seeds
+
+    def all(self) -> None:
+        """Run what is not done yet."""
+        every = [c for g in range(len(self.setup.groups)) for c in self._chunks(g)]
+        done = [c for c in every if self._is_done(c)]
+        with Progress(self._lanes(every), self._lanes(done)) as progress:
+            if len(done) < len(every):
+                if self.executor is None:
+                    self._here(progress)
+                else:
+                    self._elsewhere(self.executor, progress)
+            timings = {
+                "compile_seconds": round(progress.compile_seconds, 3),
+                "run_seconds": round(progress.run_seconds, 3),
+            }
+        if not self.manifest["is_complete"]:
+            self.manifest |= {"is_complete": True, "timings": timings}
+            self._write_manifest()
+
+    def _here(self, progress: Progress) -> None:
+        for group in range(len(self.setup.groups)):
+            if all(map(self._is_done, self._chunks(group))):
+                continue
+            program = self._program(group, progress)
+            for chunk in self._chunks(group):
+                if not self._is_done(chunk):
+                    arrays = chunks.run(
+                        self.setup,
+                        program,
+                        chunk,
+                        checkpoint=self._checkpoint(chunk),
+                        advance=progress.advance,
+                    )
+                    self._finish(chunk, arrays)
+
+    def _program(self, group: int, progress: Progress):
+        """Compile at the planned width, and narrower while that is over the budget.
+
+        Once a chunk of the group has begun its width stands: the bits depend on it.
+        """
+        layout = self.manifest["layout"][group]
+        has_begun = any(map(self._has_begun, self._chunks(group)))
+        while True:
+            width = layout["width"]
+            try:
+                with progress.compiling():
+                    program = self.setup.program(group, width)
+            except jax.errors.JaxRuntimeError as e:
+                if has_begun or "RESOURCE_EXHAUSTED" not in str(e):
+                    raise
+                needed = 2 * self.setup.budget
+            else:
+                needed = program.bytes
+                if has_begun or needed <= self.setup.budget:
+                    return program
+            if width == 1:
+                raise planning.too_large(self.setup, needed)
+            narrower = int(width * self.setup.budget / needed)
+            narrower = min(max(narrower, 1), width - 1)
+            width = planning.even(self.setup, len(layout["cells"]), narrower)
+            layout |= {"width": width, "chunk": width * len(self.setup.devices)}
+            self._write_manifest()
+
+    def _elsewhere(
+        self, executor: concurrent.futures.Executor, progress: Progress
+    ) -> None:
+        payload = tasks.pack(self.setup)
+        waiting = {
+            executor.submit(tasks.run_chunk, payload, layout["width"], chunk): chunk
+            for group, layout in enumerate(self.manifest["layout"])
+            for chunk in self._chunks(group)
+            if not self._is_done(chunk)
+        }
+        failure = None
+        try:
+            for future in concurrent.futures.as_completed(set(waiting)):
+                chunk = waiting.pop(future)
+                if future.cancelled():
+                    continue
+                if error := future.exception():
+                    failure = failure or (chunk, error)
+                    for other in waiting:  # those under way are still waited for
+                        other.cancel()
+                    continue
+                self._finish(chunk, future.result())
+                progress.advance(self._lanes([chunk]))
+        finally:
+            for future in waiting:
+                future.cancel()
+        if failure:
+            chunk, error = failure
+            raise RuntimeError(
+                f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} failed "
+                f"on the executor: {error!r}. Every other chunk that had begun is "
+                "kept; mend the cause and go on with resume."
+            ) from error
+
+    def dataset(self) -> "xr.Dataset":
+        """The labelled results."""
+        return self.results.dataset() if self.root is None else load(self.root)
+
+    def how_to_resume(self) -> str:
+        """What to say on Ctrl-C."""
+        if self.root is None:
+            return "Stopped. Nothing was kept: the sweep had no `directory`."
+        every = [c for g in range(len(self.setup.groups)) for c in self._chunks(g)]
+        done = sum(map(self._is_done, every))
+        return (
+            f"Stopped. {done} of {len(every)} chunks are kept in {self.root}. Go on "
+            f"with `--directory {self.root} --resume`, in Python with "
+            f"directory={str(self.root)!r}, resume=True."
+        )

@@ -1,0 +1,422 @@
+"""One lane of a compile group - one cell, one seed - traced once, on flat arrays.
+
+A closed lane maps (seed, index, fields) to metrics. A segmented lane also takes a
+state, a first and a last step, and returns the state: one program for every segment, so
+that a run may be cut anywhere and keep its bits.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools as ft
+import hashlib
+import re
+from typing import Any
+
+import jax
+from jax.extend.core import jaxpr_as_fun
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import PyTree
+import numpy as np
+
+from jaxlr.core import compat, docs, loop, tree
+from jaxlr.core.types import Experiment
+from jaxlr.lab import grid
+
+
+LANE = "_lane"  # a traced input that every group has, so that `vmap` has a size
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What is known of one metric before anything has run.
+
+    Attributes:
+        dims: Names of its own dimensions (the axes and the seed come in front).
+        shape: Its own shape.
+        dtype: Name of its dtype; `key<impl>` for typed keys.
+        long_name: Its one-line doc.
+        units: Its units.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    long_name: str = ""
+    units: str = ""
+
+
+def storage_dtype(dtype: str) -> np.dtype:
+    """The NumPy dtype of a metric on the host; typed keys travel as their words."""
+    return np.dtype(np.uint32) if dtype.startswith("key<") else jnp.dtype(dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lane:
+    """One lane of a group, traced.
+
+    Attributes:
+        function: The trace, on flat arrays.
+        metrics: Its metrics, in the order of the outputs.
+        dtypes: Field -> dtype of its traced input.
+        state: Shapes of a segmented lane's state; None for a closed run.
+        num_steps: Length of a segmented run; 0 for a closed run.
+        every: One row of the curves in this many steps.
+        footprint: Bytes of all intermediate values, loop bodies counted once: a
+            yardstick for the memory of groups.
+        traffic: Bytes that all operations read and write, scans counted whole: a
+            yardstick for time.
+        digest: Of the computation: operations, constants, and names of the metrics.
+    """
+
+    function: Callable[..., list[jax.Array]]
+    metrics: dict[str, Metric]
+    dtypes: dict[str, np.dtype]
+    state: list[jax.ShapeDtypeStruct] | None
+    num_steps: int
+    every: int
+    footprint: int
+    traffic: float
+    digest: str
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a segmented run's curves."""
+        return -(-self.num_steps // self.every)
+
+
+def trace(experiment: Experiment, group: grid.Group) -> Lane:
+    """Trace one lane of a group, under the experiment's precision.
+
+    Raises:
+        ValueError: If the metrics are not a dict, NamedTuple or Module of arrays, or
+            one is called like a swept field or a reserved coordinate, or if an axis
+            has a value that its dtype cannot hold.
+    """
+    base = dataclasses.replace(experiment.hparams, **group.static)
+    with compat.x64(experiment.x64):
+        dtypes = {
+            name: _traced_dtype(name, getattr(base, name), values)
+            for name, values in group.traced.items()
+        }
+        dtypes[LANE] = np.dtype(np.int32)
+        values = {name: jax.ShapeDtypeStruct((), d) for name, d in dtypes.items()}
+        build = _segmented_lane if experiment.solver else _closed_lane
+        return build(experiment, base, dtypes, values)
+
+
+def _traced_dtype(name: str, default: Any, values: np.ndarray) -> np.dtype:
+    own = getattr(default, "dtype", None)
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(own or values.dtype))
+    with np.errstate(all="ignore"):
+        cast = values.astype(dtype).astype(values.dtype)
+    if values.dtype.kind == "f":
+        is_kept = (np.isfinite(cast) == np.isfinite(values)) & (
+            (cast != 0) == (values != 0)
+        )
+    else:
+        is_kept = cast == values
+    if not is_kept.all():
+        raise ValueError(
+            f"Axis {name!r} is computed in {dtype}, which cannot hold "
+            f"{values[~is_kept][0].item()!r}."
+        )
+    return dtype
+
+
+def _hparams(base, values):
+    fields = {name: value for name, value in values.items() if name != LANE}
+    return dataclasses.replace(base, **fields)
+
+
+def _key(seed, index):
+    return jr.fold_in(jr.key(seed), index)
+
+
+_SCALAR = {
+    "seed": jax.ShapeDtypeStruct((), np.uint32),
+    "index": jax.ShapeDtypeStruct((), np.int32),
+}
+
+
+def _closed_lane(experiment, base, dtypes, values) -> Lane:
+    kinds: dict[str, Any] = {}
+
+    def lane(seed, index, values):
+        metrics = experiment.function(_key(seed, index), _hparams(base, values))
+        named, described = _named(metrics)
+        kinds.update(described)
+        return [_raw(x) for x in named.values()]
+
+    closed = jax.make_jaxpr(lane)(_SCALAR["seed"], _SCALAR["index"], values)
+    footprint, traffic = _cost(closed.jaxpr)
+    metrics = _described(experiment, base, kinds)
+    return Lane(
+        function=jaxpr_as_fun(closed),
+        metrics=metrics,
+        dtypes=dtypes,
+        state=None,
+        num_steps=0,
+        every=experiment.every,
+        footprint=footprint,
+        traffic=traffic,
+        digest=_digest(closed, metrics, experiment.every),
+    )
+
+
+def _segmented_lane(experiment, base, dtypes, values) -> Lane:
+    num_steps = loop.num_steps_of(experiment, base)
+    every = experiment.every
+    num_rows = -(-num_steps // every)
+    kinds: dict[str, Any] = {}
+    treedef: list[Any] = []
+
+    def parts(seed, index, values):
+        problem_key, solve_key = jr.split(_key(seed, index))
+        init_key, loop_key = jr.split(solve_key)
+        solver = experiment.function(problem_key, _hparams(base, values))
+        return solver, init_key, loop_key
+
+    def step(solver, loop_key, t, state):
+        state, info = solver.step(jr.fold_in(loop_key, t), state)
+        named, described = _named(info)
+        kinds.update(described)
+        return state, {name: _raw(x) for name, x in named.items()}
+
+    def start(seed, index, values):
+        solver, init_key, loop_key = parts(seed, index, values)
+        state = jax.tree.map(_strong, solver.init(init_key))
+        info = jax.eval_shape(lambda s: step(solver, loop_key, 0, s)[1], state)
+        # One row more than is kept: steps between two kept rows write there.
+        curves = {
+            k: jnp.zeros((num_rows + 1, *x.shape), x.dtype) for k, x in info.items()
+        }
+        info = {k: jnp.zeros(x.shape, x.dtype) for k, x in info.items()}
+        never = jnp.asarray(-1, jnp.int32)
+        return _Carry(state, info, curves, never, never)
+
+    def pack(carry):
+        leaves, structure = jax.tree.flatten(carry)
+        treedef[:] = [
+            structure,
+            [jr.key_impl(x) if _is_key(x) else None for x in leaves],
+        ]
+        return [_raw(x) for x in leaves]
+
+    def unpack(leaves):
+        structure, impls = treedef
+        pairs = zip(leaves, impls, strict=True)
+        restored = [jr.wrap_key_data(x, impl=i) if i else x for x, i in pairs]
+        return jax.tree.unflatten(structure, restored)
+
+    def advance(seed, index, values, leaves, t, t_end):
+        solver, init_key, loop_key = parts(seed, index, values)
+        del init_key
+
+        def body(timed):
+            t, carry = timed
+            state, info = step(solver, loop_key, t, carry.state)
+            has_diverged = tree.has_diverged(carry.state, state, info)
+            is_running = carry.ended_at < 0
+            state = tree.select(is_running, state, carry.state)
+            info = tree.select(is_running, info, carry.info)
+            has_ended = has_diverged
+            if solver.has_ended is not None:
+                has_ended |= solver.has_ended(state)
+            row = jnp.where(t % every == 0, t // every, num_rows)
+            put = ft.partial(jax.lax.dynamic_update_index_in_dim, index=row, axis=0)
+            return t + 1, _Carry(
+                state,
+                jax.tree.map(lambda x: _lost(x, has_diverged), info),
+                jax.tree.map(put, carry.curves, info),
+                jnp.where(is_running & has_ended, t + 1, carry.ended_at),
+                jnp.where(is_running & has_diverged, t, carry.diverged_at),
+            )
+
+        carry = jax.lax.cond(
+            t == 0, lambda: pack(start(seed, index, values)), lambda: leaves
+        )
+        _, carry = jax.lax.while_loop(
+            lambda timed: timed[0] < t_end, body, (t, unpack(carry))
+        )
+        return pack(carry)
+
+    scalars = _SCALAR["seed"], _SCALAR["index"]
+    state = jax.eval_shape(lambda *args: pack(start(*args)), *scalars, values)
+    time_ = jax.ShapeDtypeStruct((), np.int32)
+    closed = jax.make_jaxpr(advance)(*scalars, values, state, time_, time_)
+    footprint, traffic = _cost(closed.jaxpr)
+    curves = {
+        name: jax.ShapeDtypeStruct((num_rows, *x.shape), x.dtype)
+        for name, x in kinds.items()
+        if name != _TYPE
+    }
+    metrics = _described(experiment, base, curves | {_TYPE: kinds[_TYPE]})
+    return Lane(
+        function=jaxpr_as_fun(closed),
+        metrics=metrics,
+        dtypes=dtypes,
+        state=state,
+        num_steps=num_steps,
+        every=every,
+        footprint=footprint,
+        traffic=traffic * num_steps,
+        digest=_digest(closed, metrics, every, num_steps),
+    )
+
+
+@ft.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["state", "info", "curves", "ended_at", "diverged_at"],
+    meta_fields=[],
+)
+@dataclasses.dataclass
+class _Carry:
+    state: PyTree
+    info: dict[str, jax.Array]
+    curves: dict[str, jax.Array]
+    ended_at: jax.Array
+    diverged_at: jax.Array
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _raw(x: jax.Array) -> jax.Array:
+    """Typed keys as their words; everything else as it is."""
+    return jr.key_data(x) if _is_key(x) else x
+
+
+def _strong(x: Any) -> jax.Array:
+    """An array whose dtype no later operation changes: loop carries need that."""
+    x = jnp.asarray(x)
+    return x if _is_key(x) else jax.lax.convert_element_type(x, x.dtype)
+
+
+def _lost(x: jax.Array, has_diverged: jax.Array) -> jax.Array:
+    """What the rows after a divergence hold: NaN, where the dtype has one."""
+    return jnp.where(has_diverged, jnp.nan, x) if tree.is_inexact(x) else x
+
+
+_TYPE = "_type"  # beside the metrics: the class that documents them
+
+
+def _named(metrics: PyTree) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Leaves by name, and what describes them."""
+    if isinstance(metrics, jax.Array | np.ndarray | float | int | list) or (
+        isinstance(metrics, tuple) and not hasattr(metrics, "_fields")
+    ):
+        raise ValueError(
+            "Metrics must be a dict, NamedTuple or eqx.Module of arrays, got "
+            f"{type(metrics).__name__}."
+        )
+    named = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(metrics)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="_")
+        if name in named:
+            raise ValueError(f"Two metrics are called {name!r}; rename one.")
+        try:
+            named[name] = jnp.asarray(leaf)
+        except TypeError as e:
+            raise ValueError(f"Metric {name!r} is no array: {leaf!r}.") from e
+    if not named:
+        raise ValueError(f"There are no metrics: got {metrics!r}.")
+    shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in named.items()}
+    return named, shapes | {_TYPE: type(metrics)}
+
+
+def _described(experiment: Experiment, base: Any, kinds: dict[str, Any]):
+    field_docs = docs.field_docs(kinds.pop(_TYPE))
+    fields = {f.name for f in dataclasses.fields(base)}
+    dims = metric_dims(experiment, {name: x.shape for name, x in kinds.items()})
+    metrics = {}
+    for name, x in kinds.items():
+        lengths = {f"{dim}_length" for own in dims.values() for dim in own}
+        if name in {*grid.RESERVED, *fields, *lengths}.union(*dims.values()):
+            raise ValueError(
+                f"A metric may not be called {name!r}: that is a hyper-parameter, a "
+                "dimension or reserved."
+            )
+        doc = field_docs.get(name, docs.FieldDoc("", ""))
+        words = jax.eval_shape(_raw, x).shape[len(x.shape) :]
+        metrics[name] = Metric(
+            dims=dims[name] + ("word",) * len(words),
+            shape=(*x.shape, *words),
+            dtype=str(x.dtype),
+            long_name=doc.text,
+            units=doc.units,
+        )
+    return metrics
+
+
+def metric_dims(
+    experiment: Experiment, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """Names for every metric's own dimensions.
+
+    `Experiment.dims` decides. Without it, the length that most one-dimensional metrics
+    share (the longest, in a tie) is `step`, as the first dimension of any metric; in a
+    long run every first dimension is. The rest are `<metric>_dim_<i>`.
+
+    Raises:
+        ValueError: If `Experiment.dims` names another number of dimensions.
+    """
+    lengths = [
+        s[0] for n, s in shapes.items() if len(s) == 1 and n not in experiment.dims
+    ]
+    steps = max(lengths, key=lambda n: (lengths.count(n), n), default=None)
+    names = {}
+    for name, shape in shapes.items():
+        default = tuple(f"{name}_dim_{i}" for i in range(len(shape)))
+        if shape and (experiment.solver or shape[0] == steps):
+            default = ("step", *default[1:])
+        names[name] = tuple(experiment.dims.get(name, default))
+        if len(names[name]) != len(shape):
+            raise ValueError(
+                f"`dims` names {names[name]} for the metric {name!r} of shape {shape}."
+            )
+    return names
+
+
+def _cost(jaxpr: Any) -> tuple[int, float]:
+    """(footprint, traffic) of a jaxpr, see `Lane`."""
+    footprint, traffic = 0, 0.0
+    for eqn in jaxpr.eqns:
+        sub = [
+            getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(eqn.params.values()))
+        ]
+        inner = [_cost(p) for p in sub if hasattr(p, "eqns")]
+        repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        written = sum(_num_bytes(v) for v in eqn.outvars)
+        footprint += written + sum(f for f, _ in inner)
+        traffic += repeats * sum(t for _, t in inner)
+        if not inner:
+            traffic += written + sum(_num_bytes(v) for v in eqn.invars)
+    return footprint, traffic
+
+
+def _digest(closed: Any, *parts: Any) -> str:
+    """Digest of a traced computation, the same in every process."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{closed.jaxpr} {parts}")
+    sha = hashlib.sha256(text.encode())
+    for const in _consts(closed):
+        array = np.asarray(_raw(jnp.asarray(const)))
+        sha.update(f"{array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _consts(closed: Any) -> Iterator[Any]:
+    """Constants of a closed jaxpr and of those inside it, in order."""
+    yield from getattr(closed, "consts", ())
+    for eqn in getattr(closed, "jaxpr", closed).eqns:
+        for parameter in jax.tree.leaves(list(eqn.params.values())):
+            if hasattr(getattr(parameter, "jaxpr", parameter), "eqns"):
+                yield from _consts(parameter)
+
+
+def _num_bytes(variable: Any) -> int:
+    aval = variable.aval
+    itemsize = getattr(getattr(aval, "dtype", None), "itemsize", 4)
+    return int(np.prod(getattr(aval, "shape", ()), dtype=np.int64)) * itemsize

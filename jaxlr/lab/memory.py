@@ -1,0 +1,124 @@
+"""How much memory a device has, and the widest chunk that fits into it."""
+
+from collections.abc import Callable, Sequence
+import os
+from pathlib import Path
+import resource
+
+import jax
+
+
+LIMIT_VARIABLE = "JAXLR_MEMORY_LIMIT"
+SHARE = 0.8  # of what is free: compilers count buffers, not their libraries' scratch
+
+
+def available_bytes(devices: Sequence[jax.Device]) -> int:
+    """Free bytes of one device; on a host, an equal share of its free memory.
+
+    `JAXLR_MEMORY_LIMIT`, bytes that this process may use in all, lowers it.
+    """
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        free = [d.memory_stats() or {} for d in devices]
+        return min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in free)
+    return host_bytes() // len(devices)
+
+
+def host_bytes() -> int:
+    """Free bytes of this process: the machine's, its cgroup's, its own limits'.
+
+    Raises:
+        ValueError: If `JAXLR_MEMORY_LIMIT` is set to something else than a number.
+    """
+    found = [_machine_free()]
+    found += [limit - used for limit, used in (*_cgroups(), *_own_limits())]
+    if value := os.environ.get(LIMIT_VARIABLE):
+        if not value.isdigit():
+            raise ValueError(f"{LIMIT_VARIABLE} must be a number of bytes: {value!r}.")
+        found.append(int(value) - _own("VmRSS"))
+    return max(0, min(found))
+
+
+def _own(name: str) -> int:
+    """A figure of this process's status, in bytes; 0 where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not Linux
+        return 0
+    status = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(status[name].split()[0]) * 1024
+
+
+def _machine_free() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux: half of what is built in
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return pages // 2
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _cgroups():
+    """(limit, used) of every cgroup above this process that has a limit."""
+    try:
+        entries = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    root = Path("/sys/fs/cgroup")
+    for entry in entries:
+        _, controllers, path = entry.split(":", 2)
+        if controllers == "":
+            base, limit, used = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        folder = base / path.strip("/")
+        for place in (folder, *folder.parents):
+            if not place.is_relative_to(base):
+                break
+            try:
+                texts = [(place / name).read_text().strip() for name in (limit, used)]
+            except OSError:
+                continue
+            if texts[0] != "max":
+                yield int(texts[0]), int(texts[1]) - _reclaimable(place)
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of a cgroup's page cache that it gives up when asked."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    stat = dict(line.split() for line in lines if len(line.split()) == 2)
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+
+
+def _own_limits():
+    """(limit, used) of the process's own address-space and data limits."""
+    for kind, name in (
+        (resource.RLIMIT_AS, "VmSize"),
+        (resource.RLIMIT_DATA, "VmData"),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit == resource.RLIM_INFINITY:
+            continue
+        yield limit, _own(name)
+
+
+def line_through(
+    bytes_at: Callable[[int], int], widths: tuple[int, int]
+) -> tuple[float, float]:
+    """Intercept and slope of bytes against chunk width, from two small compiles."""
+    low, high = widths
+    slope = max((bytes_at(high) - bytes_at(low)) / (high - low), 1.0)
+    return bytes_at(low) - slope * low, slope
+
+
+def widest(line: tuple[float, float], budget: float) -> int:
+    """The largest width whose bytes are within the budget; 0 if none is."""
+    intercept, slope = line
+    return max(0, int((budget - intercept) // slope))

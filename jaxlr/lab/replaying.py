@@ -1,0 +1,180 @@
+"""One cell of a recorded run, run again and compared with what was stored."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import operator
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from jaxlr.core.types import Experiment
+from jaxlr.lab import chunks, find, grid, results, store
+from jaxlr.lab.engine import SWEPT
+from jaxlr.lab.results import Results
+from jaxlr.lab.setup import Setup
+
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+TOLERANCE = 1e-4  # relative, where the bits cannot be promised
+
+
+def replay(
+    directory: str | Path,
+    cell: Mapping[str, Any],
+    seed: int,
+    *,
+    experiment: Experiment | None = None,
+) -> "xr.Dataset":
+    """Run one cell with one seed again, as wide as it was recorded, on one device.
+
+    Args:
+        directory: The run directory.
+        cell: Field -> value; dimensions of one point may be left out.
+        seed: Index of the seed, in 0..num_seeds - 1.
+        experiment: None: what this process swept there, else what the recorded name or
+            path leads to. Its settings are those of the run, whatever it declares.
+
+    Returns:
+        The cell's metrics. `attrs["replay"]` says what equality can be expected here
+        and what was found; `attrs["is_equal"]` is 1 if the finding is as expected.
+        On the recorded backend, versions and source that is equality bit by bit,
+        elsewhere to a relative 1e-4 of each metric's largest value.
+
+    Raises:
+        ValueError: On an unknown cell or seed, or if no experiment can be found.
+        RunDirectoryError: If there is no run, or a file of it is corrupt.
+    """
+    directory = Path(directory)
+    manifest = store.read_manifest(directory)
+    config = manifest["config"]
+    dims, groups = results.from_manifest(manifest)
+    seed = operator.index(seed) if isinstance(seed, np.integer) else seed
+    if not isinstance(seed, int) or not 0 <= seed < config["num_seeds"]:
+        raise ValueError(
+            f"`seed` must be in 0..{config['num_seeds'] - 1}, got {seed!r}."
+        )
+    index = grid.find_cell(dims, cell)
+    group, where = next(
+        (g, int(np.flatnonzero(part.cells == index)[0]))
+        for g, (part, _) in enumerate(groups)
+        if index in part.cells
+    )
+    layout = manifest["layout"][group]
+    experiment = experiment or SWEPT.get(directory.resolve()) or find.recorded(manifest)
+    experiment = _as_recorded(experiment, config)
+    setup = Setup.make(
+        experiment,
+        {dim.fields: dim.points for dim in dims},
+        num_seeds=config["num_seeds"],
+        seed=config["seed"],
+        devices=_devices(config["platform"])[:1],
+        backend=manifest["environment"]["backend"],
+    )
+    now = setup.config() | {"axes": config["axes"]}
+    now["computation"] = {f"group {group}": setup.lane(group).digest}
+    was = config["computation"]
+    then = config | {"computation": {f"group {group}": was.get(f"group {group}")}}
+    changed = [name for name in now if repr(now[name]) != repr(then.get(name))]
+    recorded, current = (
+        {name: (m.shape, m.dtype) for name, m in metrics.items()}
+        for metrics in (groups[group][1], setup.lane(group).metrics)
+    )
+    if recorded != current:
+        raise ValueError(
+            f"The experiment's metrics are not those of {directory}: {recorded} were "
+            f"recorded, it has {current}. Give the `experiment` as it was."
+        )
+    program = setup.program(group, layout["width"])
+    # The bits of a lane may depend on where in the program it lies.
+    lane = where % layout["chunk"] % layout["width"]
+    values = chunks.pad(setup, program, group, np.asarray([where]))
+    arrays = chunks.run_lanes(setup, program, values)
+    number = where // layout["chunk"]
+    path = directory / "chunks" / store.chunk_name(group, number)
+    sentence, is_equal = "Its chunk was not finished: nothing to compare.", False
+    if path.exists():
+        at = where - number * layout["chunk"]
+        stored = {k: x[seed, at] for k, x in store.read_arrays(path).items()}
+        found = {k: x[seed, lane] for k, x in arrays.items()}
+        sentence, is_equal = _compare(stored, found, changed)
+    points = {
+        dim.name: [dim.fields, [dim.points[i]]]
+        for dim, i in zip(dims, np.unravel_index(index, grid.shape(dims)), strict=True)
+    }
+    one = Results(
+        manifest
+        | {"config": config | {"axes": points, "num_seeds": 1}}
+        | {"layout": [layout | {"cells": [0]}]}
+    )
+    one.insert(
+        0, 0, {k: x[seed : seed + 1, lane : lane + 1] for k, x in arrays.items()}
+    )
+    again = one.dataset().assign_coords(seed=[seed])
+    again = again.squeeze(["seed", *(dim.name for dim in dims)])
+    return again.assign_attrs(replay=sentence, is_equal=int(is_equal))
+
+
+def _compare(
+    stored: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+    changed: Sequence[str],
+) -> tuple[str, bool]:
+    """What equality was to be expected, and whether it was found."""
+    worst, is_bitwise = 0.0, True
+    for name, old in stored.items():
+        new = found[name]
+        if old.tobytes() == new.tobytes():
+            continue
+        is_bitwise = False
+        wide = np.complex128 if old.dtype.kind == "c" else np.float64
+        old, new = (np.asarray(x, wide) for x in (old, new))
+        same = (old == new) | (np.isnan(old) & np.isnan(new))
+        scale = np.nanmax(np.abs(old), initial=0.0, where=np.isfinite(old)) or 1.0
+        gap = np.where(same, 0.0, np.abs(old - new) / scale)
+        worst = max(worst, float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0)))
+    if changed:
+        expected = f"to a relative {TOLERANCE:g}, as {', '.join(changed)} changed"
+    else:
+        expected = "bit by bit: same source, versions and device"
+    if is_bitwise:
+        return f"Equal bit by bit (expected {expected}).", True
+    is_equal = bool(changed) and worst <= TOLERANCE
+    verdict = "Equal" if is_equal else "NOT equal"
+    return f"{verdict}: relative gap {worst:.1e} (expected {expected}).", is_equal
+
+
+def _devices(platform: str) -> list[jax.Device]:
+    """The recorded platform's, where this machine has one; else the default ones."""
+    try:
+        return jax.local_devices(backend=platform)
+    except RuntimeError:
+        return jax.local_devices()
+
+
+def _as_recorded(experiment: Experiment, config: Mapping[str, Any]) -> Experiment:
+    """The experiment at the run's settings: a smoke size or flags may have set some."""
+    changes = {}
+    for name, value in grid.plain_fields(experiment.hparams).items():
+        default, recorded = (
+            getattr(experiment.hparams, name),
+            config["hparams"].get(name),
+        )
+        if recorded is None or recorded == value:
+            continue
+        if isinstance(default, bool | int | float | str):
+            changes[name] = type(default)(recorded)
+        elif isinstance(default, np.generic | np.ndarray | jax.Array):
+            changes[name] = np.asarray(recorded, default.dtype)
+        # Nothing else can be restored; the changed computation is then reported.
+    if isinstance(config["num_steps"], int):
+        experiment = experiment.replace(num_steps=config["num_steps"])
+    return experiment.replace(
+        hparams=dataclasses.replace(experiment.hparams, **changes),
+        x64=config["x64"],
+        every=config["every"],
+    )

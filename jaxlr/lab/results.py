@@ -1,0 +1,298 @@
+"""Chunks -> one labelled `xarray.Dataset`: (axes..., seed, the metric's own dims)."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+
+from jaxlr.core import docs
+from jaxlr.core.types import Claim, Experiment
+from jaxlr.lab import grid, store
+from jaxlr.lab.lane import Metric, storage_dtype
+
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Results:
+    """Arrays of the whole sweep, filled chunk by chunk, labelled at the end.
+
+    A group's metrics are known before it has run, so memory is taken once. Where the
+    groups differ in a dimension's length, short metrics are padded with NaN and the
+    lengths kept in `<dim>_length`.
+
+    Args:
+        manifest: What is run.
+        has_gaps: Whether some chunks will never come; they are NaN.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any], has_gaps: bool = False):
+        self.manifest, self.has_gaps = manifest, has_gaps
+        self.dims, self.groups = from_manifest(manifest)
+        self.metrics = merged_metrics(self.groups, has_gaps)
+        self.num_seeds = manifest["config"]["num_seeds"]
+        lanes = (sum(len(group.cells) for group, _ in self.groups), self.num_seeds)
+        self.arrays: dict[str, np.ndarray] = {
+            name: np.full(lanes, -1, np.int32) for name in manifest["counters"]
+        }
+        for name, (metric, dtype) in self.metrics.items():
+            blank = np.nan if dtype.kind in "fc" else 0
+            self.arrays[name] = np.full((*lanes, *metric.shape), blank, dtype)
+
+    def insert(self, group: int, start: int, chunk: Mapping[str, np.ndarray]) -> None:
+        """Put a finished chunk, leaves (seed, cell, ...), in its place."""
+        for name, array in chunk.items():
+            array = np.swapaxes(array, 0, 1)
+            cells = self.groups[group][0].cells[start : start + len(array)]
+            own = tuple(slice(n) for n in array.shape[2:])
+            target = self.arrays[name]
+            target[(cells, slice(None), *own)] = array.astype(target.dtype, copy=False)
+
+    def dataset(self) -> "xr.Dataset":
+        """The labelled results; provenance in its attributes."""
+        import xarray as xr
+
+        names = [dim.name for dim in self.dims]
+        lead = grid.shape(self.dims)
+        variables: dict[str, Any] = {}
+        for name, array in self.arrays.items():
+            metric = self.metrics[name][0] if name in self.metrics else None
+            own = metric.dims if metric else ()
+            notes = dict(_NOTES.get(name, {}))
+            if metric:
+                pairs = {"long_name": metric.long_name, "units": metric.units}
+                notes |= {k: v for k, v in pairs.items() if v}
+                if metric.dtype != array.dtype.name:
+                    notes["stored_dtype"] = metric.dtype
+            variables[name] = (
+                (*names, "seed", *own),
+                array.reshape(*lead, self.num_seeds, *array.shape[2:]),
+                notes,
+            )
+        for dim, lengths in self._lengths().items():
+            variables[f"{dim}_length"] = (names, lengths.reshape(lead))
+        coords: dict[str, Any] = {"seed": np.arange(self.num_seeds)}
+        for dim in self.dims:
+            if len(dim.fields) > 1:
+                coords[dim.name] = np.arange(len(dim.points))
+            for field, values in zip(
+                dim.fields, zip(*dim.points, strict=True), strict=True
+            ):
+                notes = self.manifest["field_notes"].get(field, {})
+                coords[field] = (dim.name, np.asarray(values), notes)
+        sizes = {
+            dim: length
+            for metric, _ in self.metrics.values()
+            for dim, length in zip(metric.dims, metric.shape, strict=True)
+        }
+        if "step" in sizes:
+            steps = np.arange(sizes["step"]) * self.manifest["config"]["every"]
+            coords["step"] = ("step", steps, {"units": "1", "long_name": "Step"})
+        attrs = attributes(self.manifest) | {"is_complete": int(not self.has_gaps)}
+        return xr.Dataset(variables, coords, attrs)
+
+    def _lengths(self) -> dict[str, np.ndarray]:
+        """Lengths of every dimension that is not equally long in all groups."""
+        num_cells = sum(len(group.cells) for group, _ in self.groups)
+        lengths: dict[str, np.ndarray] = {}
+        for group, metrics in self.groups:
+            for metric in metrics.values():
+                for dim, length in zip(metric.dims, metric.shape, strict=True):
+                    lengths.setdefault(dim, np.zeros(num_cells, int))[group.cells] = (
+                        length
+                    )
+        return {dim: x for dim, x in lengths.items() if len(set(x.tolist())) > 1}
+
+
+_NOTES = {
+    "diverged_at": {"long_name": "First step with a value not finite; -1: none"},
+    "ended_at": {"long_name": "Steps taken when the lane ended; -1: it never did"},
+}
+
+
+def merged_metrics(
+    groups: Sequence[tuple[grid.Group, Mapping[str, Metric]]], has_gaps: bool = False
+) -> dict[str, tuple[Metric, np.dtype]]:
+    """All groups' metrics at their greatest lengths, with the dtype to keep them in.
+
+    bfloat16 widens to float32; integers that need a NaN somewhere become float64.
+
+    Raises:
+        ValueError: If a metric's dimensions differ between groups.
+    """
+    merged = {}
+    for name in dict.fromkeys(name for _, metrics in groups for name in metrics):
+        variants = [metrics.get(name) for _, metrics in groups]
+        present = [m for m in variants if m is not None]
+        if len({m.dims for m in present}) > 1:
+            raise ValueError(
+                f"Metric {name!r} has other dimensions in other groups: "
+                f"{sorted({m.dims for m in present})}; name them with `dims`."
+            )
+        lengths = tuple(max(n) for n in zip(*(m.shape for m in present), strict=True))
+        needs_nan = has_gaps or any(m is None or m.shape != lengths for m in variants)
+        dtype = storage_dtype(present[0].dtype)
+        if dtype.kind not in "biufc":
+            dtype = np.dtype(np.float32)
+        if needs_nan and dtype.kind in "biu":
+            dtype = np.dtype(np.float64)
+        merged[name] = dataclasses.replace(present[0], shape=lengths), dtype
+    return merged
+
+
+def check_labels(
+    dims: Sequence[grid.Dimension],
+    groups: Sequence[tuple[grid.Group, Mapping[str, Metric]]],
+) -> None:
+    """Find names that would collide in the results, before anything has run.
+
+    Raises:
+        ValueError: If a metric's dimension is called like an axis, or one dimension has
+            two lengths in one group.
+    """
+    axes = {"seed", *(n for dim in dims for n in (dim.name, *dim.fields))}
+    merged_metrics(groups)
+    for _, metrics in groups:
+        lengths: dict[str, int] = {}
+        for name, metric in metrics.items():
+            if name in axes:
+                raise ValueError(f"The metric {name!r} is called like an axis.")
+            for dim, length in zip(metric.dims, metric.shape, strict=True):
+                if dim in axes:
+                    raise ValueError(
+                        f"The metric {name!r} has a dimension {dim!r}, which is an "
+                        "axis; rename it with `dims`."
+                    )
+                if lengths.setdefault(dim, length) != length:
+                    raise ValueError(
+                        f"The dimension {dim!r} has lengths {lengths[dim]} and "
+                        f"{length} (metric {name!r}); tell them apart with `dims`."
+                    )
+
+
+def num_bytes(
+    groups: Sequence[tuple[grid.Group, Mapping[str, Metric]]], num_seeds: int
+) -> int:
+    """Bytes of all results on the host."""
+    lanes = sum(len(group.cells) for group, _ in groups) * num_seeds
+    merged = merged_metrics(groups).values()
+    return lanes * sum(
+        int(np.prod(metric.shape)) * dtype.itemsize for metric, dtype in merged
+    )
+
+
+def notes_of(cls: type) -> dict[str, dict[str, str]]:
+    """Field -> `long_name` and `units`, as its class documents them."""
+    pairs = {
+        name: {"long_name": doc.text, "units": doc.units}
+        for name, doc in docs.field_docs(cls).items()
+    }
+    return {k: {n: v for n, v in notes.items() if v} for k, notes in pairs.items()}
+
+
+def diverged_at(
+    metrics: Mapping[str, Metric], arrays: Mapping[str, np.ndarray], every: int
+) -> np.ndarray:
+    """First step at which a metric of a lane is not finite; -1 where all are.
+
+    What is no curve counts as measured at the last step.
+    """
+    curves = {name for name, metric in metrics.items() if metric.dims[:1] == ("step",)}
+    last = max((metrics[name].shape[0] for name in curves), default=1) - 1
+    first = np.full(next(iter(arrays.values())).shape[:2], np.iinfo(np.int32).max)
+    for name, array in arrays.items():
+        if storage_dtype(metrics[name].dtype).kind in "biu":
+            continue
+        bad = ~np.isfinite(array)
+        if name in curves:
+            bad = bad.any(tuple(range(3, bad.ndim)))
+            at = np.where(bad.any(-1), bad.argmax(-1), first)
+        else:
+            at = np.where(bad.any(tuple(range(2, bad.ndim))), last, first)
+        first = np.minimum(first, at)
+    return np.where(first > last, -1, first * every).astype(np.int32)
+
+
+def load(directory: str | Path) -> "xr.Dataset":
+    """The results of a run directory, finished or not; runs no code of its author.
+
+    Cells that are not computed yet are NaN (integers become floats for it; counters are
+    -1), and `attrs["is_complete"]` says whether there are any.
+
+    Raises:
+        RunDirectoryError: If there is no run, or a file of it is corrupt.
+    """
+    directory = Path(directory)
+    manifest = store.read_manifest(directory)
+    files = [
+        (group, start, directory / "chunks" / store.chunk_name(group, chunk))
+        for group, layout in enumerate(manifest["layout"])
+        for chunk, start in enumerate(range(0, len(layout["cells"]), layout["chunk"]))
+    ]
+    present = [(group, start, path) for group, start, path in files if path.exists()]
+    results = Results(manifest, has_gaps=len(present) < len(files))
+    for group, start, path in present:
+        results.insert(group, start, store.read_arrays(path))
+    return results.dataset()
+
+
+def to_layout(group: grid.Group, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """A group as its manifest keeps it; `from_manifest` reads it back."""
+    return {
+        "static": group.static,
+        "cells": group.cells.tolist(),
+        "metrics": {name: dataclasses.asdict(m) for name, m in metrics.items()},
+    }
+
+
+def from_manifest(manifest: Mapping[str, Any]):
+    """Dimensions, and groups with their metrics, as a manifest recorded them."""
+    dims = tuple(
+        grid.Dimension(tuple(fields), tuple(map(tuple, points)))
+        for fields, points in manifest["config"]["axes"].values()
+    )
+    parts = []
+    for layout in manifest["layout"]:
+        metrics = {
+            name: Metric(**m | {k: tuple(m[k]) for k in ("dims", "shape")})
+            for name, m in layout["metrics"].items()
+        }
+        group = grid.Group(layout["static"], {}, np.asarray(layout["cells"]))
+        parts.append((group, metrics))
+    return dims, parts
+
+
+def attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance as flat attributes: what netCDF can hold."""
+    flat = manifest["config"] | manifest["environment"] | manifest.get("timings", {})
+    flat |= {name: manifest[name] for name in ("forced",) if name in manifest}
+    flat = {name: value for name, value in flat.items() if name != "axes"}
+    return {
+        name: int(value)
+        if isinstance(value, bool)
+        else value
+        if isinstance(value, int | float | str)
+        else json.dumps(value)
+        for name, value in flat.items()
+    }
+
+
+def claims(experiment: Experiment, results: "xr.Dataset") -> list[Claim]:
+    """The experiment's claims about `results`; none if it makes none.
+
+    Raises:
+        ValueError: If `experiment.claims` returns no list of at least one `Claim`.
+    """
+    if experiment.claims is None:
+        return []
+    found = list(experiment.claims(results) or ())
+    if not found:
+        raise ValueError("`claims` returned no claim: nothing would be judged.")
+    for claim in found:
+        if not isinstance(claim, Claim):
+            raise ValueError(f"`claims` must return a list of Claim, got {claim!r}.")
+    return found

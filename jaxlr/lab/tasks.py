@@ -1,0 +1,127 @@
+"""Chunks as tasks for any `concurrent.futures.Executor`.
+
+A task carries the sweep as bytes, and the file that its functions come from, so that a
+worker that has never seen them can load them; it gives back arrays. It may run twice,
+anywhere: the same width and executable give the same bits.
+"""
+
+import dataclasses
+import json
+import os
+import pickle
+import socket
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlr.lab import chunks, find, grid, provenance
+from jaxlr.lab.setup import kept, Setup
+
+
+# Module -> digest of the file it was loaded from, in a worker.
+_LOADED: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Payload:
+    """A sweep that travels.
+
+    Attributes:
+        module: Name of the module of the experiment's functions.
+        file: Its file; None for a notebook or script, whose functions travel whole.
+        source: Digest of the file: a worker may have loaded an earlier version.
+        process: Who sent it; there, the module is as it should be.
+        settings: jax's switches, as (name, value), that the worker takes over.
+        config: What must be equal there, as JSON.
+        content: The sweep, pickled.
+    """
+
+    module: str
+    file: str | None
+    source: str
+    process: tuple[str, int]
+    settings: tuple[tuple[str, Any], ...]
+    config: str
+    content: bytes
+
+
+def pack(setup: Setup) -> Payload:
+    """Make a sweep ready to travel.
+
+    Raises:
+        ValueError: If the experiment cannot be sent to another process.
+    """
+    # Claims and figures are not needed there, and may not be able to travel.
+    experiment = setup.experiment.replace(claims=None, figure=None, smoke={})
+    name = experiment.function.__module__
+    file = getattr(sys.modules.get(name), "__file__", None)
+    file = None if name == "__main__" else file
+    try:
+        import cloudpickle as pickler
+    except ImportError:
+        pickler = pickle
+        if file is None:
+            raise ValueError(
+                "An experiment defined in a notebook or script travels to an executor "
+                'only with cloudpickle (`pip install "jaxlr[cluster]"`); or put it '
+                "into a file and import it."
+            ) from None
+    content = experiment, setup.dims, setup.num_seeds, setup.seed, setup.backend
+    try:
+        content = pickler.dumps(content)
+    except (pickle.PicklingError, AttributeError, TypeError) as e:
+        raise ValueError(f"The experiment cannot be sent to an executor: {e}.") from e
+    return Payload(
+        name,
+        file,
+        provenance.source_digest(setup.experiment),
+        _this_process(),
+        tuple(provenance.settings().items()),
+        json.dumps(setup.config()),
+        content,
+    )
+
+
+def _this_process() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+def run_chunk(
+    payload: Payload, width: int, chunk: chunks.Chunk
+) -> dict[str, np.ndarray]:
+    """Run one chunk in a worker, `width` cells on each of its devices.
+
+    Raises:
+        RuntimeError: If the worker would compute something else than the coordinator:
+            other versions, another platform, other files.
+    """
+    setup = kept(payload, lambda: _unpack(payload))
+    return chunks.run(setup, setup.program(chunk.group, width), chunk)
+
+
+def _unpack(payload: Payload) -> Setup:
+    if payload.file is not None and payload.process != _this_process():
+        if _LOADED.get(payload.module, payload.source) != payload.source:
+            sys.modules.pop(payload.module, None)
+        if payload.module not in sys.modules:
+            find.load_module(payload.module, payload.file)
+        _LOADED[payload.module] = payload.source
+    for name, value in payload.settings:
+        jax.config.update(f"jax_{name}", value)
+    experiment, dims, num_seeds, seed, backend = pickle.loads(payload.content)
+    setup = Setup(
+        experiment,
+        dims,
+        tuple(grid.groups(experiment.hparams, dims)),
+        num_seeds,
+        seed,
+        tuple(jax.local_devices()),
+        backend,
+    )
+    wanted, found = json.loads(payload.config), json.loads(json.dumps(setup.config()))
+    if differing := [name for name in wanted if wanted[name] != found[name]]:
+        pairs = ", ".join(f"{n}: {wanted[n]!r} / {found[n]!r}" for n in differing)
+        raise RuntimeError(f"The worker differs from the coordinator in {pairs}.")
+    return setup

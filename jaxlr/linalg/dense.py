@@ -1,0 +1,80 @@
+"""Products, decompositions and random bases of dense matrices.
+
+Letters: p, q rows of two factors, k their columns; n rows, k columns of a basis.
+"""
+
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+
+def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`a @ b` at full precision: GPUs and TPUs else round float32 operands.
+
+    Args:
+        a: Shape (..., p, k) or (k,).
+        b: Shape (..., k, q) or (k,).
+
+    Returns:
+        The product, as `jnp.matmul` shapes it; 2 p k q flops.
+    """
+    return jnp.matmul(a, b, precision="highest")
+
+
+def product_svd(
+    f: Float[Array, "p k"], g: Float[Array, "q k"]
+) -> tuple[Float[Array, "p s"], Float[Array, " s"], Float[Array, "s q"]]:
+    """Thin singular value decomposition of F G^T, never forming it.
+
+    QR of both factors, then the SVD of the small R_F R_G^T. Costs O((p + q) k^2 + k^3)
+    flops and O((p + q) k) memory, where forming the product would take p q of both.
+
+    Args:
+        f: Left factor F.
+        g: Right factor G.
+
+    Returns:
+        `(u, s, vt)` with `F G^T = u @ diag(s) @ vt`, s descending, of
+        min(p, k) and min(q, k) values the fewer.
+
+    Raises:
+        ValueError: Unless both are matrices with one number of columns.
+    """
+    if f.ndim != 2 or g.ndim != 2 or f.shape[1] != g.shape[1]:
+        raise ValueError(
+            "`f` and `g` must be matrices with one number of columns, got shapes "
+            f"{f.shape} and {g.shape}."
+        )
+    f_basis, f_small = jnp.linalg.qr(f)
+    g_basis, g_small = jnp.linalg.qr(g)
+    u, s, vt = jnp.linalg.svd(matmul(f_small, g_small.T), full_matrices=False)
+    return matmul(f_basis, u), s, matmul(vt, g_basis.T)
+
+
+def random_orthonormal(
+    key: Key[Array, ""], num_rows: int, num_columns: int
+) -> Float[Array, "{num_rows} {num_columns}"]:
+    """A matrix with orthonormal columns, uniform (Haar) among all such.
+
+    Args:
+        key: Source of randomness.
+        num_rows: n. Static.
+        num_columns: k <= n. Static.
+
+    Returns:
+        Q with Q^T Q = I, in the default floating type; O(n k^2) flops.
+
+    Raises:
+        ValueError: Unless `1 <= num_columns <= num_rows`.
+
+    References:
+        Mezzadri. "How to generate random matrices from the classical compact groups".
+        2007. arXiv:math-ph/0609050.
+    """
+    if not 1 <= num_columns <= num_rows:
+        raise ValueError(
+            f"`num_columns` must be in 1..{num_rows} (`num_rows`), got {num_columns}."
+        )
+    q, r = jnp.linalg.qr(jr.normal(key, (num_rows, num_columns)))
+    # QR's own choice of signs is not uniform; with diag(R) > 0 the law is exactly Haar.
+    return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)

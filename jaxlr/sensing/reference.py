@@ -1,0 +1,60 @@
+"""A slow float64 NumPy oracle of matrix sensing. Tests alone use it.
+
+An ensemble is the array of its measurement matrices, A_i = matrices[i]: (m, n1, n2).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from jaxlr.sensing.operator import EntrySampling, Gaussian, Identity, Operator
+
+
+Matrix = npt.NDArray[np.float64]
+
+
+def matrices(operator: Operator) -> Matrix:
+    """The measurement matrices of an operator, by the definition of its ensemble.
+
+    Raises:
+        TypeError: For an ensemble that the oracle does not know.
+    """
+    n1, n2 = operator.shape
+    match operator:
+        case Gaussian():
+            raw = np.asarray(operator.raw, np.float64)
+            return raw.reshape(-1, n1, n2) / np.sqrt(len(raw))
+        case Identity():
+            return np.eye(n1 * n2).reshape(-1, n1, n2)
+        case EntrySampling():
+            places = zip(operator.rows.tolist(), operator.cols.tolist(), strict=True)
+            return np.array([np.outer(np.eye(n1)[i], np.eye(n2)[j]) for i, j in places])
+        case _:
+            raise TypeError(f"no oracle for {type(operator).__name__}.")
+
+
+def apply(matrices: Matrix, x: Matrix) -> Matrix:
+    """<A_i, X> for each i."""
+    return np.array([np.sum(a * x) for a in matrices])
+
+
+def adjoint(matrices: Matrix, z: Matrix) -> Matrix:
+    """sum_i z_i A_i."""
+    return sum((z_i * a for z_i, a in zip(z, matrices, strict=True)), np.zeros(()))
+
+
+def asymmetric_step(
+    matrices: Matrix, y: Matrix, f: Matrix, g: Matrix, step_size: float
+) -> tuple[Matrix, Matrix, float]:
+    """One step on both factors, and the loss before it."""
+    gap = apply(matrices, f @ g.T) - y
+    d = adjoint(matrices, gap)
+    return f - step_size * d @ g, g - step_size * d.T @ f, float(gap @ gap) / 2
+
+
+def symmetric_step(
+    matrices: Matrix, y: Matrix, x: Matrix, step_size: float
+) -> tuple[Matrix, float]:
+    """One step on X, and the loss before it; A_i enters by its symmetric part."""
+    gap = apply(matrices, x @ x.T) - y
+    d = adjoint(matrices, gap)
+    return x - step_size * (d + d.T) / 2 @ x, float(gap @ gap) / 4

@@ -1,0 +1,162 @@
+"""The modified step: rebalance the factors once, then the start no longer matters."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Int, Key
+
+from jaxlr.core import Hyper, loop, tree
+from jaxlr.linalg import matmul
+from jaxlr.sensing.problem import SensingProblem
+from jaxlr.sensing.solver._gd import gd, GDInfo, GDState
+
+
+def rebalance(
+    f: Float[Array, "n1 k"], g: Float[Array, "n2 k"], beta: Hyper
+) -> tuple[Float[Array, "n1 k"], Float[Array, "n2 k"]]:
+    """Make all singular values of F equal, leaving the product F G^T as it is.
+
+    With the thin decomposition F = A S B^T: F <- beta A, G <- G B S / beta.
+
+    Args:
+        f: Left factor, n1 >= k.
+        g: Right factor.
+        beta: The singular values that F is given [sqrt(||M||)].
+
+    Returns:
+        `(f, g)` with F^T F = beta^2 I. O(n1 k^2 + n2 k^2) flops. Under `vmap` the
+        decomposition is batched, so call it once, not under a `cond` in a loop. The
+        gradient is not finite where F has equal singular values, as what is returned
+        has.
+
+    Raises:
+        ValueError: If F has more columns than rows (no F then has F^T F = beta^2 I), or
+            if the columns of F and G differ in number.
+
+    References:
+        Xiong, Ding, Du. "How Over-Parameterization Slows Down Gradient Descent in
+        Matrix Sensing: The Curses of Symmetry and Initialization". 2023.
+        arXiv:2310.01769, equation 5.1.
+    """
+    if f.ndim != 2 or g.ndim != 2 or f.shape[1] != g.shape[1]:
+        raise ValueError(
+            "`f` and `g` must be matrices with one number of columns, got shapes "
+            f"{f.shape} and {g.shape}."
+        )
+    if f.shape[1] > f.shape[0]:
+        raise ValueError(f"`f` must not have more columns than rows, got {f.shape}.")
+    u, s, vt = jnp.linalg.svd(f, full_matrices=False)
+    beta = jnp.asarray(beta, u.dtype)
+    return beta * u, matmul(g, vt.T) * (s / beta)
+
+
+class Rebalanced(NamedTuple):
+    """What `run_rebalanced` returns.
+
+    Attributes:
+        state: The last state.
+        infos: Infos of the steps kept, time in front.
+        rebalanced_at: The step before which the factors were rebalanced; -1 if the
+            residual never was small enough.
+        drift: ||F G^T after - before||_F / ||before||_F of the rebalancing, which
+            changes the product by rounding only; 0 where there was none.
+    """
+
+    state: GDState
+    infos: GDInfo
+    rebalanced_at: Int[Array, ""]
+    drift: Float[Array, ""]
+
+
+def run_rebalanced(
+    key: Key[Array, ""],
+    problem: SensingProblem,
+    *,
+    num_columns: int,
+    num_steps: int,
+    max_wait: int | None = None,
+    eta: Hyper = 0.1,
+    alpha: Hyper = 0.1,
+    beta: Hyper = 1.0,
+    trigger: Hyper = 0.01,
+    every: int = 1,
+) -> Rebalanced:
+    """Asymmetric gradient descent, rebalanced once when the residual is small.
+
+    Two scans with one `rebalance` between them. A lane waits, frozen, from when its
+    residual is small to the end of the first scan; its curve is stitched together as
+    if it had not, so that lanes that trigger at different steps share one program.
+
+    Args:
+        key: Split into an init key and a loop key.
+        problem: One instance.
+        num_columns: k. Static.
+        num_steps: Length of the curve. Static.
+        max_wait: Steps after which a lane goes on without being rebalanced; half of
+            `num_steps` by default. Static.
+        eta: Step size [1/||M||]. Afterwards it contracts by 1 - eta beta^2 a step.
+        alpha: Initial scale [sqrt(||M||)].
+        beta: Singular values of the rebalanced F [sqrt(||M||)].
+        trigger: Rebalance once ||A(F G^T) - y|| <= trigger ||y||.
+        every: Keep the infos of steps 0, every, 2 every, ... only. Static.
+
+    Returns:
+        A `Rebalanced`. Costs num_steps + max_wait steps of `gd`.
+
+    Raises:
+        ValueError: If `num_steps`, `max_wait` or `every` is not an integer >= 1, if
+            `max_wait > num_steps`, or as `gd` and `rebalance` do.
+
+    References:
+        Xiong, Ding, Du. "How Over-Parameterization Slows Down Gradient Descent in
+        Matrix Sensing: The Curses of Symmetry and Initialization". 2023.
+        arXiv:2310.01769, equation 5.1.
+    """
+    loop.check_num_steps(num_steps, every)
+    max_wait = -(-num_steps // 2) if max_wait is None else max_wait
+    if not isinstance(max_wait, int) or not 1 <= max_wait <= num_steps:
+        raise ValueError(
+            f"`max_wait` must be an integer in 1..{num_steps} (`num_steps`), got "
+            f"{max_wait!r}."
+        )
+    solver = gd(problem, num_columns=num_columns, eta=eta, alpha=alpha)
+    init_key, loop_key = jr.split(key)
+
+    def wait(carry, _):
+        state, num_taken = carry
+        # The step key is unused by `gd`; a lane's own clock keeps the contract anyway.
+        advanced, info = solver.step(jr.fold_in(loop_key, num_taken), state)
+        is_waiting = ~(info.residual <= trigger)  # a NaN waits
+        state = tree.select(is_waiting, advanced, state)
+        return (state, num_taken + is_waiting), info
+
+    def advance(carry, _):
+        state, num_taken = carry
+        advanced, info = solver.step(jr.fold_in(loop_key, num_taken), state)
+        state = tree.select(num_taken < num_steps, advanced, state)
+        return (state, num_taken + 1), info
+
+    start = solver.init(init_key), jnp.asarray(0)
+    (state, num_taken), first = jax.lax.scan(wait, start, length=max_wait)
+    is_rebalanced = num_taken < max_wait
+    before = matmul(state.f, state.g.T)
+    f, g = rebalance(state.f, state.g, beta)
+    drift = jnp.linalg.norm(matmul(f, g.T) - before) / jnp.linalg.norm(before)
+    state = tree.select(is_rebalanced, GDState(f, g), state)
+    (state, _), second = jax.lax.scan(advance, (state, num_taken), length=num_steps)
+
+    times = jnp.arange(0, num_steps, every)
+
+    def stitch(first, second):
+        early = first[jnp.minimum(times, max_wait - 1)]
+        late = second[jnp.maximum(times - num_taken, 0)]
+        return jnp.where(times < num_taken, early, late)
+
+    return Rebalanced(
+        state,
+        jax.tree.map(stitch, first, second),
+        jnp.where(is_rebalanced, num_taken, -1),
+        jnp.where(is_rebalanced, drift, 0.0),
+    )

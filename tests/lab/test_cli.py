@@ -1,0 +1,540 @@
+"""The command line, from words to exit status."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+import jaxlr
+from jaxlr import lab
+from jaxlr.lab import find
+from jaxlr.lab.cli import commands, flags, main
+
+
+ROOT = Path(__file__).resolve().parents[2]
+MINE = '''"""Does a power decay?"""
+from typing import Any, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxlr.core import Claim, Experiment
+
+
+class HParams(eqx.Module):
+    eta: float = 0.5
+    """Step size [1/L]."""
+    beta: float = 0.25
+    """Something beside it."""
+    seed: int = eqx.field(static=True, default=3)
+    """Not the root's."""
+    method: Literal["gd", "sgd"] = eqx.field(static=True, default="gd")
+    num_steps: int = eqx.field(static=True, default=20)
+    use_noise: bool = eqx.field(static=True, default=True)
+    sizes: tuple = eqx.field(static=True, default=(1, 2))
+    other: Any = eqx.field(static=True, default=None)
+
+
+def run(key, hp):
+    if hp.num_steps > 1000:
+        raise ValueError(f"`num_steps` is at most 1000, got {hp.num_steps}.")
+    error = (1 - hp.eta) ** jnp.arange(hp.num_steps) + 1e-3 * jr.uniform(key)
+    return {"error": error, "last": error[-1], "beta_out": hp.beta + 0 * error[-1]}
+
+
+def claims(results):
+    return [Claim("it decays", results["last"], high=0.1, source="calculus")]
+
+
+EXPERIMENT = Experiment(
+    run=run,
+    hparams=HParams(),
+    axes={"eta": (0.25, 0.5), "method": ("gd", "sgd")},
+    num_seeds=2,
+    smoke={"hparams": HParams(num_steps=10), "num_seeds": 1},
+    claims=claims,
+)
+'''
+LONG = '''"""A long run."""
+import equinox as eqx
+import jax.numpy as jnp
+from jaxlr.core import Experiment, Solver
+
+
+class HParams(eqx.Module):
+    eta: float = 0.5
+
+
+def solver(key, hp):
+    return Solver(lambda key: jnp.ones(()), lambda key, x: (x * hp.eta, {"x": x}))
+
+
+EXPERIMENT = Experiment(solver=solver, num_steps=8, hparams=HParams())
+'''
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "200")  # tyro's and rich's tables unwrapped
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+@pytest.fixture
+def swept(monkeypatch):
+    """What `lab.sweep` was called with; it runs nothing."""
+    calls = []
+
+    class Stop(Exception):
+        pass
+
+    def sweep(experiment, axes=None, **arguments):
+        calls.append((experiment, axes, arguments))
+        raise Stop
+
+    monkeypatch.setattr(commands, "_devices", lambda platform: platform)
+    monkeypatch.setitem(vars(lab), "plan", lambda *_, **__: "the plan")
+    monkeypatch.setitem(vars(lab), "sweep", sweep)
+
+    def call(*words):
+        with pytest.raises(Stop):
+            main(["run", *words])
+        return calls.pop()
+
+    return call
+
+
+def only_run(name="mine"):
+    (directory,) = (Path("runs") / name).iterdir()
+    return directory
+
+
+def test_run_shows_plan_claims_and_paths_and_keeps_them(mine, capsys):
+    assert main(["run", "mine.py"]) == 0
+    text = capsys.readouterr().out
+    directory = only_run()
+    words = (
+        "4 (2 eta x 2 method), 2 seeds",
+        "it decays",
+        "<= 0.1",
+        "holds",
+        "calculus",
+    )
+    for word in (
+        *words,
+        str(directory / "figure.png"),
+        str(directory / "manifest.json"),
+    ):
+        assert word in text
+    assert (directory / "figure.png").stat().st_size > 1000
+    (claim,) = json.loads((directory / "claims.json").read_text())
+    assert (claim["low"], claim["high"], claim["holds"]) == (None, 0.1, True)
+    assert len(claim["measured"]) == 8
+    assert dict(lab.load(directory).sizes) == {
+        "eta": 2,
+        "method": 2,
+        "seed": 2,
+        "step": 20,
+    }
+
+
+def test_a_failing_claim_is_exit_1(mine, capsys):
+    assert main(["run", "mine.py", "--eta", "0.01"]) == 1
+    out = capsys.readouterr().out
+    assert "fails" in out
+    assert "eta is fixed by its flag: its axis is dropped." in out
+
+
+def test_flags_reach_the_sweep(mine, swept):
+    experiment, axes, arguments = swept(
+        *("--smoke", "mine.py", "--beta", "-1e-3", "--num_steps", "7"),
+        *("--hparams.seed", "9", "--seed", "4", "--seeds", "5", "--no-use-noise"),
+        *("--axis", "eta=.1,.2,.3", "--directory", "here", "--chunk", "2", "--x64"),
+        *("--device", "tpu", "--backend", "pmap", "--sizes", "3", "4", "5"),
+    )
+    hparams = experiment.hparams
+    assert (hparams.beta, hparams.num_steps, hparams.seed) == (-1e-3, 7, 9)
+    assert (hparams.use_noise, hparams.sizes) == (False, (3, 4, 5))
+    assert (experiment.x64, experiment.num_seeds, experiment.name) == (True, 1, "mine")
+    assert axes == {"eta": (0.1, 0.2, 0.3), "method": ("gd", "sgd")}
+    assert arguments == {
+        "num_seeds": 5,
+        "seed": 4,
+        "directory": Path("here"),
+        "resume": False,
+        "chunk": 2,
+        "devices": "tpu",
+        "backend": "pmap",
+    }
+
+
+def test_flags_that_are_not_given_change_nothing(mine, swept):
+    experiment, axes, arguments = swept("mine.py")
+    assert vars(experiment.hparams) == vars(find.find(mine).hparams)
+    assert axes == {"eta": (0.25, 0.5), "method": ("gd", "sgd")}
+    assert arguments["num_seeds"] is None
+    assert arguments["devices"] is None
+    assert str(arguments["directory"]).startswith("runs/mine/20")
+    smoke, _, _ = swept("mine.py", "--smoke")
+    assert (smoke.hparams.num_steps, smoke.num_seeds) == (10, 1)
+
+
+def test_a_flag_equal_to_the_default_still_wins_over_the_axis(mine, swept):
+    experiment, axes, _ = swept("mine.py", "--eta", "0.5")
+    assert experiment.hparams.eta == 0.5
+    assert axes == {"method": ("gd", "sgd")}
+
+
+def test_x64_can_be_turned_off(mine, swept):
+    mine.write_text(MINE.replace("num_seeds=2,", "num_seeds=2, x64=True,"))
+    assert swept("mine.py")[0].x64
+    assert not swept("mine.py", "--no-x64")[0].x64
+
+
+def test_long_runs_have_flags_of_their_own(tmp_path, swept, capsys):
+    (tmp_path / "long.py").write_text(LONG)
+    experiment, _, _ = swept("long.py", "--every", "2", "--checkpoint-seconds", "0.5")
+    assert (experiment.every, experiment.checkpoint_seconds) == (2, 0.5)
+    (tmp_path / "mine.py").write_text(MINE)
+    assert main(["run", "mine.py", "--every", "2"]) == 2
+    assert "--every is for long runs; mine has `run`" in capsys.readouterr().err
+
+
+def test_a_long_run_without_claims_and_figure(tmp_path, capsys):
+    (tmp_path / "long.py").write_text(LONG)
+    assert main(["run", "long.py", "--axis", "eta=lin:.1:.9:3"]) == 0
+    assert "makes no claims" in capsys.readouterr().out
+    assert (only_run("long") / "figure.png").exists()
+    assert json.loads((only_run("long") / "claims.json").read_text()) == []
+
+
+def test_help_lists_hyper_parameters_with_docs(mine, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "mine.py", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--eta FLOAT Step size. [1/L] (default: 0.5)" in text
+    assert "--hparams.seed INT Not the root's. (default: 3)" in text
+    assert "--seed INT Seed of the root key." in text
+    assert "--method {gd,sgd}" in text
+    assert "--other" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "mne"], "Unknown experiment 'mne'"),
+        (["run", "gone.py"], "There is no file 'gone.py'"),
+        (["run", "--eta", "0.2", "mine.py"], "comes before its own flags"),
+        (["run", "mine.py", "--force"], "--force goes with --resume"),
+        (["run", "mine.py", "--resume"], "There is no unfinished run in runs/mine"),
+        (["run", "mine.py", "--axis", "eta=1", "--eta", "2"], "'eta' is given twice"),
+        (["run", "mine.py", "--axis", "etta=1"], "did you mean 'eta'"),
+        (["run", "mine.py", "--axis", "eta=log:0:1:3"], "An axis is NAME=SPEC"),
+        (["run", "mine.py", "--seeds", "0"], "`num_seeds` must be an integer >= 1"),
+        (["run", "mine.py", "--num-steps", "1001"], "got 1001. (mine.py, line 26)"),
+        (["run", "mine.py", "--directory", "."], "is no run directory"),
+        (["show", "gone"], "gone holds no run"),
+        (["replay", "gone", "--cell", "eta"], "--cell takes NAME=VALUE, got 'eta'"),
+        (["compile", "mine.py", "--target", "v5"], "did you mean 'v5"),
+        (["reproduce", "mne"], "Unknown experiment 'mne'"),
+    ],
+)
+def test_misuse_is_one_line_and_exit_2(mine, capsys, words, message):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_absent_platform_is_refused_with_what_there_is(mine, capsys):
+    import jax
+
+    if any(device.platform == "tpu" for device in jax.devices()):
+        pytest.skip("This machine has a TPU.")
+    assert main(["run", "mine.py", "--device", "tpu"]) == 2
+    assert "--device tpu: there is none here; present: cpu" in capsys.readouterr().err
+    assert [d.platform for d in commands._devices("cpu") or ()] == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--etta", "1"], ["--eta", "x"], ["--device", "npu"]]
+)
+def test_unreadable_flags_exit_2(mine, words):
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "mine.py", *words])
+    assert caught.value.code == 2
+
+
+def test_an_error_that_is_no_misuse_keeps_its_traceback(mine):
+    mine.write_text(MINE.replace("if hp.num_steps > 1000", "if hp.nothing"))
+    with pytest.raises(AttributeError, match="nothing"):
+        main(["run", "mine.py"])
+
+
+def test_interrupt_says_how_to_resume_and_exits_130(mine, capsys, monkeypatch):
+    def sweep(*_, **__):
+        raise KeyboardInterrupt("Go on with `--resume`.")
+
+    monkeypatch.setitem(vars(lab), "sweep", sweep)
+    assert main(["run", "mine.py"]) == 130
+    assert capsys.readouterr().err == "Go on with `--resume`.\n"
+
+
+def test_resume_takes_the_newest_unfinished_run(mine, capsys, swept):
+    for name, is_judged in (
+        ("20250101", False),
+        ("20250103", True),
+        ("20250102", False),
+    ):
+        directory = Path("runs/mine") / name
+        directory.mkdir(parents=True)
+        if is_judged:
+            (directory / "claims.json").write_text("[]")
+    _, _, arguments = swept("mine.py", "--resume", "--force")
+    assert arguments["directory"] == Path("runs/mine/20250102")
+    assert arguments["resume"] == "force"
+    assert "Resuming runs/mine/20250102" in capsys.readouterr().out
+    assert swept("mine.py", "--resume")[2]["resume"] is True
+
+
+def test_resuming_for_real(mine, capsys):
+    assert main(["run", "mine.py", "--chunk", "1"]) == 0
+    directory = only_run()
+    want = lab.load(directory)
+    sorted((directory / "chunks").iterdir())[0].unlink()
+    (directory / "claims.json").unlink()
+    assert main(["run", "mine.py", "--resume", "--chunk", "1"]) == 0
+    assert want.equals(lab.load(directory))
+    assert main(["run", "mine.py", "--directory", str(directory)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            "figure=lambda r: 1 / 0",
+            "Figure: ZeroDivisionError: division by zero (mine.py,",
+        ),
+        ("figure=lambda r: 3", "`figure` must return a matplotlib Figure, got int"),
+    ],
+)
+def test_a_broken_figure_keeps_results_and_claims(mine, capsys, broken, message):
+    mine.write_text(MINE.replace("    claims=claims,", f"    claims=claims, {broken},"))
+    assert main(["run", "mine.py"]) == 1
+    text, error = capsys.readouterr()
+    assert message in error
+    assert "holds" in text
+    assert "figure.png" not in text
+    assert (only_run() / "claims.json").exists()
+
+
+def test_broken_claims_keep_the_results_and_the_figure(mine, capsys):
+    mine.write_text(MINE.replace('results["last"]', 'results["lost"]'))
+    assert main(["run", "mine.py"]) == 1
+    text, error = capsys.readouterr()
+    assert "Claims: KeyError" in error
+    assert "(mine.py, line 32)" in error
+    assert "figure.png" in text
+    assert not (only_run() / "claims.json").exists()  # so that --resume judges again
+    mine.write_text(MINE)
+    assert main(["run", "mine.py", "--resume", "--force"]) == 0
+
+
+def test_a_pyplot_figure_is_drawn_and_closed(mine):
+    figure = "__import__('matplotlib.pyplot').pyplot.figure()"
+    mine.write_text(MINE.replace("claims=claims,", f"figure=lambda r: {figure},"))
+    from matplotlib import pyplot as plt
+
+    assert main(["run", "mine.py"]) == 0
+    assert plt.get_fignums() == []
+    assert (only_run() / "figure.png").exists()
+
+
+def test_show_draws_again_without_running(mine, capsys, monkeypatch):
+    assert main(["run", "mine.py"]) == 0
+    directory = only_run()
+    (directory / "figure.png").unlink()
+    capsys.readouterr()
+    monkeypatch.setitem(vars(lab), "sweep", None)
+    assert main(["show", str(directory)]) == 0
+    text = capsys.readouterr().out
+    for word in ("Provenance", "jaxlr", "it decays", "holds", "figure.png"):
+        assert word in text
+    assert (directory / "figure.png").exists()
+    mine.rename("moved.py")
+    assert main(["show", str(directory)]) == 2
+    assert "`--experiment`" in capsys.readouterr().err
+    assert main(["show", str(directory), "--experiment", "moved.py"]) == 0
+
+
+def test_show_of_an_unfinished_run_says_so_and_leaves_it_unfinished(mine, capsys):
+    assert main(["run", "mine.py", "--chunk", "1"]) == 0
+    directory = only_run()
+    sorted((directory / "chunks").iterdir())[0].unlink()
+    (directory / "claims.json").unlink()
+    assert main(["show", str(directory)]) == 1  # NaN is not below 0.1
+    assert "The run is unfinished" in capsys.readouterr().out
+    assert not (directory / "claims.json").exists()
+
+
+def test_replay_compares(mine, capsys):
+    assert main(["run", "mine.py"]) == 0
+    words = [
+        "replay",
+        str(only_run()),
+        "--cell",
+        "eta=0.25",
+        "method=sgd",
+        "--seed",
+        "1",
+    ]
+    capsys.readouterr()
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "bit" in text
+    assert "error" in text
+    assert main([*words, "--experiment", "mine.py"]) == 0
+    words[3:5] = ["eta=0.3"]
+    assert main(["replay", str(only_run()), "--cell", "eta=0.3", "method=gd"]) == 2
+    assert "0.25, 0.5" in capsys.readouterr().err
+
+
+def test_replay_says_when_it_differs(monkeypatch, capsys):
+    import xarray as xr
+
+    def replay(run, cell, seed, *, experiment):
+        assert (run, cell, seed) == (Path("r"), {"num_columns": 2, "m": "x"}, 0)
+        return xr.Dataset({"a": 1.0}, attrs={"replay": "NOT equal.", "is_equal": 0})
+
+    monkeypatch.setitem(vars(lab), "replay", replay)
+    assert main(["replay", "r", "--cell", "num-columns=2", "m=x"]) == 1
+    assert "NOT equal." in capsys.readouterr().out
+
+
+def test_reproduce_judges_all_and_goes_on_after_an_error(tmp_path, mine, capsys):
+    Path("broken.py").write_text(MINE.replace("return {", "return 1 / 0, {"))
+    Path("long.py").write_text(LONG)
+    names = ["broken.py", "mine.py", "long.py"]
+    assert main(["reproduce", "--smoke", *names]) == 1
+    text = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert any("broken.py ZeroDivisionError" in line for line in lines)
+    assert any("mine.py it decays <= 0.1" in line and "holds" in line for line in lines)
+    assert "long.py makes no claims" in lines
+    assert main(["reproduce", "--smoke", *names[1:]]) == 0
+    assert dict(lab.load(sorted(Path("runs/mine").iterdir())[0]).sizes)["step"] == 10
+    mine.write_text(MINE.replace("high=0.1", "high=1e-9"))
+    assert main(["reproduce", "--smoke", "mine.py"]) == 1
+
+
+def test_reproduce_without_names_takes_all_shipped(monkeypatch, mine, capsys):
+    monkeypatch.setattr(find, "names", lambda: {"mine.py": mine})
+    assert main(["reproduce"]) == 0
+    assert "it decays" in capsys.readouterr().out
+
+
+def test_list_names_every_shipped_experiment(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name, path in find.names().items():
+        assert name in text
+        assert find.summary(path)[:60] in text
+
+
+def test_doctor_succeeds(capsys):
+    assert main(["doctor"]) == 0
+    assert jaxlr.__version__ in capsys.readouterr().out
+
+
+def test_no_command_is_help_and_a_wrong_one_is_misuse(capsys):
+    for words, code in (([], 0), (["--help"], 0), (["lisst"], 2), (["run"], 2)):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == code
+    assert "reproduce" in capsys.readouterr().out
+
+
+@pytest.mark.aot
+def test_compile_prints_memory_in_32_bit_types(mine, capsys):
+    pytest.importorskip("libtpu", reason='needs pip install "jaxlr[aot]"')
+    mine.write_text(MINE.replace("num_seeds=2,", "num_seeds=2, x64=True,"))
+    assert main(["compile", "mine.py", "--target", "v5e", "--smoke"]) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "TPU v5e",
+        "arguments",
+        "temporaries",
+        "15.75 GiB",
+        "fits",
+        "32-bit here",
+    ):
+        assert word in text
+
+
+@pytest.mark.aot
+def test_compile_says_what_does_not_fit_or_compile(mine, capsys):
+    pytest.importorskip("libtpu", reason='needs pip install "jaxlr[aot]"')
+    huge = "x = jr.normal(key, (300_000, 300_000)) * hp.eta; error = (x @ x)[0]"
+    for line, message in (
+        (huge, "Does not fit TPU v5e"),
+        ("error = jnp.linalg.eigvals(jnp.eye(9)).real * hp.eta", "does not compile"),
+    ):
+        body = MINE.replace("error = (1 - hp.eta) ** jnp.arange(hp.num_steps)", line)
+        mine.write_text(body)
+        assert main(["compile", "mine.py", "--target", "v5e"]) == 1
+        assert message in capsys.readouterr().err
+
+
+def start(*words):
+    """A fresh process; the modules that it imported, and its seconds on a core."""
+    code = f"import sys\nsys.argv = ['jaxlr', *{words!r}]\n" + (
+        "from jaxlr.lab.cli import main\n"
+        "try:\n    status = main()\nexcept SystemExit as e:\n    status = e.code\n"
+        "assert not status, status\nprint(*sys.modules, file=sys.stderr)"
+    )
+    begun = sum(os.times()[2:4])  # of children: waiting for a busy machine is no part
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    return set(done.stderr.split()), sum(os.times()[2:4]) - begun
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["run", "--help"]])
+def test_help_and_list_are_instant(words):
+    modules, seconds = start(*words)
+    heavy = {"jax", "jaxlib", "numpy", "xarray", "matplotlib", "equinox"}
+    assert not modules & heavy
+    for _ in range(4):  # a neighbour slows a core down
+        if seconds > 0.4:
+            seconds = start(*words)[1]
+    assert seconds <= 0.4
+
+
+def test_python_m_jaxlr():
+    words = [sys.executable, "-m", "jaxlr", "list"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
+    assert next(iter(find.names())) in done.stdout
+
+
+def test_flags_of_every_shipped_experiment_parse():
+    for name in find.names():
+        request = flags.parse([name, "--smoke"])
+        assert request.experiment.name == name

@@ -1,0 +1,131 @@
+from pathlib import Path
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from jaxlr.lab import chunks, load, store, sweep
+from tests.lab import _toys as toys
+
+
+def _start(kind: str, directory: Path) -> subprocess.Popen:
+    """A process that is about to sweep."""
+    process = toys.start(f"toys.sweep_slowly({kind!r}, {str(directory)!r})")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line == "ready\n", process.communicate()
+    return process
+
+
+def _is_complete(directory: Path) -> bool:
+    manifest = directory / store.MANIFEST
+    return manifest.exists() and store.read_manifest(directory)["is_complete"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["closed", "long"])
+def test_twenty_kills_at_random_leave_no_trace(tmp_path, kind):
+    """`kill -9` and go on, until the run is done; then the next run, to 20 kills."""
+    wanted = sweep(toys.slow(kind), chunk=2)
+    process = _start(kind, tmp_path / "whole")
+    begun = time.time()
+    toys.finish(process)
+    toys.assert_equal(load(tmp_path / "whole"), wanted)
+    written = (p.stat().st_mtime for p in tmp_path.glob("whole/chunks/*.npz"))
+    duration = max(written) - begun
+    rng = np.random.default_rng(0)
+    num_killed = num_midway = num_runs = 0
+    while num_killed < 20:
+        num_runs += 1
+        directory = tmp_path / f"run{num_runs}"
+        while num_killed < 20 and not _is_complete(directory):
+            process = _start(kind, directory)
+            time.sleep(rng.uniform(0, 1.1 * duration))
+            process.kill()
+            process.communicate()
+            num_killed += process.returncode == -signal.SIGKILL
+            in_flight = list(directory.glob("segments/*.npz"))
+            done = list(directory.glob("chunks/*.npz"))
+            num_midway += bool(in_flight or 0 < len(done) < 12)
+        found = sweep(toys.slow(kind), directory=directory, resume=True, chunk=2)
+        toys.assert_equal(found, wanted)
+        assert not list(directory.rglob("*.tmp"))
+    assert num_midway >= 5
+
+
+@pytest.mark.parametrize("kind", ["closed", "long"])
+def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(tmp_path, kind):
+    """By Ctrl-C, then by `kill -9`, each when there is something new to go on from."""
+    progress = tmp_path / ("chunks" if kind == "closed" else "segments")
+    for stop in (signal.SIGINT, signal.SIGKILL, signal.SIGKILL):
+        process = _start(kind, tmp_path)
+        _wait_for(progress, process)
+        process.send_signal(stop)
+        since = time.perf_counter()
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == -stop
+        assert out == ""
+        assert load(tmp_path).attrs["is_complete"] == 0
+        if stop == signal.SIGINT:
+            assert time.perf_counter() - since < 10
+            sentence = err.strip().splitlines()[-1]
+            kept = len(list(tmp_path.glob("chunks/*.npz")))
+            assert f"Stopped. {kept} of 12 chunks are kept in {tmp_path}." in sentence
+            assert f"`--directory {tmp_path} --resume`" in sentence
+            assert "resume=True" in sentence
+    kept = {p: p.stat().st_ino for p in tmp_path.glob("chunks/*.npz")}
+    assert kind == "long" or len(kept) >= 3
+    found = sweep(toys.slow(kind), directory=tmp_path, resume=True)
+    assert all(p.stat().st_ino == inode for p, inode in kept.items())
+    toys.assert_equal(found, sweep(toys.slow(kind), chunk=2))
+
+
+def _wait_for(folder: Path, process: subprocess.Popen) -> None:
+    """Until a file appears in the folder that is not there yet."""
+    before = {p.stat().st_ino for p in folder.glob("*.npz")}
+    until = time.perf_counter() + 60
+    while time.perf_counter() < until and process.poll() is None:
+        for path in folder.glob("*.npz"):
+            try:
+                if path.stat().st_ino not in before:
+                    return
+            except FileNotFoundError:  # a checkpoint, just removed
+                continue
+        time.sleep(0.005)
+    process.kill()
+    pytest.fail(f"no progress: {process.communicate()}")
+
+
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_ctrl_c_while_a_chunk_is_written_keeps_it(tmp_path, monkeypatch, at):
+    """Not only the file: `zipfile` turns an interrupt within it into other errors."""
+    calls, write_array = [], np.lib.format.write_array
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == at + 1:
+            signal.raise_signal(signal.SIGINT)
+        write_array(*args, **kwargs)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "write_array", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"[12] of 2 chunks are kept"):
+            sweep(toys.closed(), directory=tmp_path, chunk=3)
+    kept = 1 if at < 4 else 2  # a chunk is four arrays
+    assert len(list(tmp_path.glob("chunks/*.npz"))) == kept
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert signal.getsignal(signal.SIGINT) is handler
+    found = sweep(toys.closed(), directory=tmp_path, resume=True)
+    toys.assert_equal(found, sweep(toys.closed(), chunk=3))
+
+
+def test_ctrl_c_without_a_directory_says_that_nothing_was_kept(monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chunks, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="Nothing was kept"):
+        sweep(toys.closed(), chunk=3)

@@ -1,0 +1,117 @@
+"""Truths, photographs and metrics."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from jaxlr import sensing
+from jaxlr.core.compat import x64
+
+
+@pytest.mark.parametrize("is_psd", [False, True])
+def test_low_rank_has_the_spectrum_that_was_asked_for(is_psd):
+    shape = (8, 8) if is_psd else (8, 6)
+    with x64(True):
+        m = np.asarray(
+            sensing.low_rank(jr.key(0), shape, 3, condition=100.0, is_psd=is_psd)
+        )
+        other = sensing.low_rank(jr.key(0), shape, 2, spectrum=jnp.array([3.0, 2.0]))
+    s = np.linalg.svd(m, compute_uv=False)
+    np.testing.assert_allclose(s, [1, 0.1, 0.01] + [0] * (len(s) - 3), atol=1e-14)
+    np.testing.assert_allclose(
+        np.linalg.svd(other, compute_uv=False)[:3], [3, 2, 0], atol=1e-14
+    )
+    if is_psd:
+        np.testing.assert_allclose(m, m.T, atol=1e-15)
+        assert np.linalg.eigvalsh(m).min() > -1e-14
+
+
+def test_condition_may_be_swept():
+    conditions = jnp.array([1.0, 10.0])
+    m = jax.vmap(lambda c: sensing.low_rank(jr.key(0), (5, 5), 2, condition=c))(
+        conditions
+    )
+    s = jnp.linalg.svd(m, compute_uv=False)
+    np.testing.assert_allclose(s[:, 0] / s[:, 1], conditions, rtol=1e-4)
+
+
+def test_metrics_are_those_of_the_definition():
+    rng = np.random.default_rng(0)
+    f, g, m = rng.normal(size=(5, 2)), rng.normal(size=(4, 2)), rng.normal(size=(5, 4))
+    with x64(True):
+        got = sensing.relative_error(jnp.asarray(f), jnp.asarray(g), jnp.asarray(m))
+        noise = sensing.psnr(jnp.asarray(m) + 0.1, jnp.asarray(m))
+        best = np.asarray(sensing.best_rank(jnp.asarray(m), 2))
+    want = np.linalg.norm(f @ g.T - m) / np.linalg.norm(m)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    np.testing.assert_allclose(noise, 20.0, rtol=1e-12)
+    s = np.linalg.svd(m, compute_uv=False)
+    np.testing.assert_allclose(np.linalg.norm(best - m), np.linalg.norm(s[2:]))
+    assert np.linalg.matrix_rank(best) == 2
+
+
+def test_measure_applies_the_operator():
+    truth = sensing.low_rank(jr.key(0), (5, 4), 1)
+    problem = sensing.measure(sensing.gaussian(jr.key(1), (5, 4), 7), truth)
+    np.testing.assert_allclose(problem.y, problem.operator.apply(truth), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["china", "flower"])
+def test_photograph_is_grey_and_its_own(name):
+    pytest.importorskip("sklearn")
+    image = np.asarray(sensing.photograph(name, 256))
+    assert image.shape == (256, 256)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert image.std() > 0.1  # a picture, not a constant
+    from sklearn.datasets import load_sample_image
+
+    color = load_sample_image(f"{name}.jpg")[:, 106:533] / 255
+    luma = color @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(sensing.photograph(name, 427), luma, atol=1e-6)
+    np.testing.assert_allclose(image.mean(), luma.mean(), atol=1e-3)
+
+
+@pytest.mark.misuse
+def test_lists_will_do():
+    shape: tuple[int, int] = [5, 4]  # pyright: ignore[reportAssignmentType]
+    m = sensing.low_rank(jr.key(0), shape, 2, spectrum=[2.0, 1.0])
+    s = jnp.linalg.svd(m, compute_uv=False)
+    np.testing.assert_allclose(s, [2, 1, 0, 0], atol=1e-6)
+
+
+@pytest.mark.misuse
+def test_misuse_is_named(monkeypatch):
+    with pytest.raises(ValueError, match=r"photograph 'chian'.*'china'.*flower"):
+        sensing.photograph("chian")
+    with pytest.raises(ValueError, match=r"`size` must be in 1\.\.427, got 428"):
+        sensing.photograph("china", 428)
+    with pytest.raises(ValueError, match=r"`rank` must be in 1\.\.min.*got 6"):
+        sensing.low_rank(jr.key(0), (5, 7), 6)
+    with pytest.raises(ValueError, match=r"square `shape`"):
+        sensing.low_rank(jr.key(0), (5, 7), 2, is_psd=True)
+    with pytest.raises(ValueError, match=r"`spectrum` must have shape \(2,\)"):
+        sensing.low_rank(jr.key(0), (5, 7), 2, spectrum=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"`condition` or `spectrum`"):
+        sensing.low_rank(jr.key(0), (5, 7), 2, condition=3.0, spectrum=jnp.ones(2))
+    with pytest.raises(ValueError, match=r"`condition` must be >= 1, got 0\.5"):
+        sensing.low_rank(jr.key(0), (5, 7), 2, condition=0.5)
+    with pytest.raises(ValueError, match=r"`spectrum` must be >= 0 if `is_psd`.*-1"):
+        sensing.low_rank(jr.key(0), (5, 5), 2, spectrum=[2.0, -1.0], is_psd=True)
+    with pytest.raises(ValueError, match=r"`rank` must be in 1\.\.2, got 3"):
+        sensing.best_rank(jnp.ones((2, 5)), 3)
+    with pytest.raises(ValueError, match=r"`truth` must have shape \(2, 2\)"):
+        sensing.measure(sensing.identity((2, 2)), jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"`y` must have shape \(2, 2\)"):
+        sensing.SensingProblem(sensing.identity((2, 2)), jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"`truth` must have shape \(2, 2\)"):
+        sensing.SensingProblem(
+            sensing.identity((2, 2)), jnp.ones((2, 2)), jnp.ones((3, 2))
+        )
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r'sklearn.*pip install "jaxlr\[data\]"'):
+        sensing.photograph("china")

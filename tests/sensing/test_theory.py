@@ -1,0 +1,127 @@
+"""Closed forms against direct simulation in NumPy, and against plain formulas."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from jaxlr import sensing
+from jaxlr.core.compat import x64
+from jaxlr.sensing import theory
+
+
+def basis_and_start(n=20, r=2, k=4, alpha=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    q = np.linalg.qr(rng.normal(size=(n, r)))[0]
+    return q, rng.normal(size=(n, k)) * alpha / np.sqrt(n)
+
+
+def singular_values(x, q):
+    with x64(True):
+        return np.asarray(
+            theory.null_space_singular_values(jnp.asarray(x), jnp.asarray(q))
+        )
+
+
+def test_null_space_singular_values_by_the_projector():
+    q, x = basis_and_start()
+    # The projector on ker(Q^T X), without a basis of it.
+    kernel = np.eye(4) - np.linalg.pinv(q.T @ x) @ (q.T @ x)
+    want = np.linalg.svd((x - q @ (q.T @ x)) @ kernel, compute_uv=False)[:2]
+    np.testing.assert_allclose(singular_values(x, q), want, rtol=1e-12)
+    naive = np.linalg.svd(x - q @ (q.T @ x), compute_uv=False)[:2]
+    assert np.abs(want / naive - 1).max() > 0.05  # the kernel matters
+
+
+def test_no_columns_in_excess_leave_nothing():
+    q, x = basis_and_start(k=2)
+    values = singular_values(x, q)
+    assert values.shape == (0,)
+    with x64(True):
+        assert theory.symmetric_error(jnp.asarray(values), eta=0.1, num_steps=10) == 0
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_symmetric_error_is_that_of_a_simulation(alpha):
+    q, x = basis_and_start(alpha=alpha)
+    s, m = singular_values(x, q), q @ q.T
+    errors = []
+    for _ in range(4001):
+        gap = x @ x.T - m
+        errors.append(np.linalg.norm(gap))
+        x = x - 0.1 * gap @ x
+    with x64(True):
+        times = jnp.array([1000, 2000, 4000])
+        got = theory.symmetric_error(jnp.asarray(s), eta=0.1, num_steps=times)
+    np.testing.assert_allclose(got, np.array(errors)[[1000, 2000, 4000]], rtol=0.01)
+    late = np.sqrt(2) / (2 * 0.1 * 4000)
+    if alpha == 1.0:
+        np.testing.assert_allclose(got[-1], late, rtol=0.02)
+
+
+@pytest.mark.parametrize("beta", [None, 0.7])
+def test_rates_are_those_of_a_simulation(beta):
+    q, f = basis_and_start(alpha=0.5, k=3)
+    v, g = basis_and_start(n=15, alpha=0.5 / 3, k=3, seed=1)
+    m = q @ v.T
+    errors = []
+    for t in range(6000):
+        gap = f @ g.T - m
+        errors.append(np.linalg.norm(gap))
+        if errors[-1] < 1e-12:
+            break
+        if beta and t == 300:
+            with x64(True):
+                f, g = map(
+                    np.asarray, sensing.rebalance(jnp.asarray(f), jnp.asarray(g), beta)
+                )
+        f, g = f - 0.1 * gap @ g, g - 0.1 * gap.T @ f
+    rate = np.log(errors[-41] / errors[-1]) / 40
+    with x64(True):
+        if beta:
+            want = theory.rebalanced_rate(eta=0.1, beta=beta)
+            tolerance = 0.1
+        else:
+            limit = jnp.asarray(singular_values(f, q))
+            want = theory.asymmetric_rate(limit, eta=0.1)
+            tolerance = 0.03
+            exact = np.linalg.svd(f, compute_uv=False)[-1]  # see its docstring
+            np.testing.assert_allclose(rate, -np.log1p(-0.1 * exact**2), rtol=1e-3)
+    np.testing.assert_allclose(rate, want, rtol=tolerance)
+
+
+def test_rates_to_first_order():
+    with x64(True):
+        s = jnp.array([0.3, 0.1])
+        np.testing.assert_allclose(theory.asymmetric_rate(s, eta=1e-3), 1e-5, rtol=1e-4)
+        np.testing.assert_allclose(
+            theory.rebalanced_rate(eta=1e-3, beta=0.5), 2.5e-4, rtol=1e-3
+        )
+
+
+def test_theory_is_differentiable_and_batches():
+    with x64(True):
+        q, x = map(jnp.asarray, basis_and_start())
+
+        def error(x):
+            s = theory.null_space_singular_values(x, q)
+            return theory.symmetric_error(s, eta=0.1, num_steps=50)
+
+        step = jr.normal(jr.key(0), x.shape) * 1e-6
+        want = (error(x + step) - error(x - step)) / 2
+        np.testing.assert_allclose(jnp.sum(jax.grad(error)(x) * step), want, rtol=1e-4)
+        batch = jnp.stack([x, 2 * x])
+        np.testing.assert_allclose(
+            jax.vmap(error)(batch), [error(x), error(2 * x)], rtol=1e-12
+        )
+
+
+@pytest.mark.misuse
+def test_misuse_is_named():
+    with pytest.raises(ValueError, match=r"`x` must have at least r = 3.*got 2"):
+        theory.null_space_singular_values(jnp.ones((5, 2)), jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match=r"one number of rows.*\(5, 2\) and \(4, 2\)"):
+        theory.null_space_singular_values(jnp.ones((5, 2)), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match=r"`singular_values` is empty"):
+        theory.asymmetric_rate(jnp.zeros(0), eta=0.1)

@@ -1,0 +1,110 @@
+"""Whatever experiments the tree contains: contracts, and a smoke run of each."""
+
+import ast
+import dataclasses
+import json
+
+import jax
+import jax.random as jr
+import numpy as np
+import pytest
+
+from jaxlr import lab
+from jaxlr.core import compat, Experiment, loop
+from jaxlr.core.docs import field_docs
+from jaxlr.lab import find
+
+
+NAMES = sorted(find.names())
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def smoke_results():
+    """Smoke results by name, each computed once."""
+    return {}
+
+
+def smoke(name):
+    experiment = find.find(name)
+    return experiment.replace(**experiment.smoke)
+
+
+def swept(name, cache):
+    if name not in cache:
+        cache[name] = lab.sweep(smoke(name))
+    return cache[name]
+
+
+def test_contract(name):
+    experiment = find.find(name)
+    assert isinstance(experiment, Experiment)
+    assert experiment.name == name
+    assert experiment.smoke, "a smoke size is what the tests can run"
+    assert experiment.claims, "an experiment answers a question"
+    assert experiment.figure
+    assert experiment.axes
+    fields = {f.name for f in dataclasses.fields(experiment.hparams)}
+    undocumented = fields - set(field_docs(type(experiment.hparams)))
+    assert not undocumented
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(experiment.hparams, next(iter(fields)), None)
+
+
+def test_docstring_states_question_claim_and_falsifier(name):
+    doc = ast.get_docstring(ast.parse(find.names()[name].read_text())) or ""
+    for word in ("?", "laim", "alsif"):
+        assert word in doc
+
+
+def test_smoke_claims_hold_and_its_figure_draws(name, smoke_results, tmp_path):
+    results = swept(name, smoke_results)
+    claims = lab.claims(smoke(name), results)
+    assert claims
+    assert [c.statement for c in claims if not c.holds] == []
+    draw = smoke(name).figure
+    assert draw is not None
+    draw(results).savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_results_are_labelled(name, smoke_results):
+    results = swept(name, smoke_results)
+    assert (results.diverged_at == -1).all()
+    for variable in results.data_vars.values():
+        if not variable.name.endswith("_length"):
+            assert variable.attrs.get("long_name"), variable.name
+    assert json.loads(results.attrs["hparams"])
+
+
+def test_every_claim_can_be_false(name, smoke_results):
+    """On results that are all NaN, no claim holds."""
+    results = swept(name, smoke_results)
+    broken = results.map(
+        lambda x: x.astype(float) * np.nan if x.dtype.kind in "fiu" else x,
+        keep_attrs=True,
+    )
+    claims = lab.claims(smoke(name), broken)
+    assert [c.statement for c in claims if c.holds] == []
+
+
+def test_run_is_pure(name):
+    """The same key gives the same bits, another key does not; nothing leaks."""
+    experiment = smoke(name)
+    run = experiment.run or loop.closed_form(experiment)
+    with compat.x64(experiment.x64), jax.checking_leaks():
+        compiled = jax.jit(lambda key: run(key, experiment.hparams))
+        first, again, other = (compiled(jr.key(seed)) for seed in (0, 0, 1))
+    first, again, other = (jax.tree.leaves(x) for x in (first, again, other))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", ["v5e", "v6e"])
+def test_it_compiles_for_a_tpu(name, target):
+    """The largest compile group, as `jaxlr compile --smoke` does."""
+    pytest.importorskip("libtpu", reason='needs pip install "jaxlr[aot]"')
+    fn, arguments = lab.chunk_function(smoke(name), chunk=1)
+    assert lab.compile_for(target, fn, *arguments).fits

@@ -1,0 +1,92 @@
+"""The import rule, checked on the syntax tree: down a floor, never sideways or up."""
+
+import ast
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+FLOOR = {"core": 0, "kernels": 1, "lab": 1, "linalg": 2}  # a family is on floor 3
+LIBRARY = sorted((ROOT / "jaxlr").rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+ALLOWED_IN_EXPERIMENTS = {"jaxlr", "jax", "equinox", "numpy", "jaxtyping", "matplotlib"}
+
+
+def floor(package):
+    """Families need no entry here: whatever is not listed is one."""
+    return FLOOR.get(package, 3)
+
+
+def imported(path):
+    """(line, dotted name) of every import; relative ones have a leading dot."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            if base == "jaxlr":  # `from jaxlr import core`
+                yield from ((node.lineno, f"jaxlr.{a.name}") for a in node.names)
+            else:
+                yield node.lineno, base
+
+
+def violations(path, own):
+    """Imports of `path`, a file of the package `own` (None: jaxlr's own files)."""
+    for line, name in imported(path):
+        if name.startswith("."):
+            yield f"{path}:{line} relative import"
+        if name == "jaxlr" and own not in (None, "lab"):  # hides what it then reaches
+            yield f"{path}:{line} imports all of jaxlr"
+        if name.split(".")[0] == "experiments":
+            yield f"{path}:{line} imports {name}"
+        other = name.split(".")[1] if name.startswith("jaxlr.") else own
+        if own is not None and other != own and floor(other) >= floor(own):
+            yield f"{path}:{line} {own} imports {name}"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    own = parts[1] if len(parts) > 2 else None
+    assert not list(violations(path, own))
+
+
+@pytest.mark.parametrize(
+    ("own", "source"),
+    [
+        ("core", "from jaxlr.lab import store"),
+        ("lab", "from jaxlr import sensing"),
+        ("lab", "import jaxlr.linalg.svd"),
+        ("sensing", "def f():\n    from jaxlr.sharpness import sam"),
+        ("sensing", "from . import problem"),
+        ("sensing", "import jaxlr"),
+        ("core", "import experiments.sensing"),
+    ],
+)
+def test_a_violation_is_seen(tmp_path, own, source):
+    path = tmp_path / "module.py"
+    path.write_text(source)
+    assert list(violations(path, own))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_experiments_import_jaxlr_and_its_core_dependencies(path):
+    if "benchmarks" in path.parts:
+        return  # scripts, which may measure against other libraries
+    names = {name.split(".")[0] for _, name in imported(path)}
+    assert names <= ALLOWED_IN_EXPERIMENTS | set(sys.stdlib_module_names)
+
+
+def test_import_jaxlr_is_light():
+    """`import jaxlr` loads none of its dependencies."""
+    code = (
+        "import sys, jaxlr; "
+        "print([m for m in ('jax', 'numpy', 'xarray') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
