@@ -5,10 +5,16 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from jaxlr import core as core, lab as lab, linalg as linalg, sensing as sensing
+    from jaxlr import (
+        core as core,
+        kernels as kernels,
+        lab as lab,
+        linalg as linalg,
+        sensing as sensing,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["core", "lab", "linalg", "sensing"]
+__all__ = ["core", "kernels", "lab", "linalg", "sensing"]
 
 
 def __getattr__(name: str):

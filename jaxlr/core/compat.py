@@ -17,7 +17,9 @@ def x64(enabled: bool) -> contextlib.AbstractContextManager:
     return _enable_x64(enabled)
 
 
-def cell_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    """A one-dimensional mesh, axis `cell`, over the given devices."""
+def line_mesh(devices: Sequence[jax.Device], axis_name: str) -> jax.sharding.Mesh:
+    """A one-dimensional mesh over the given devices."""
     kind = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((len(devices),), ("cell",), axis_types=kind, devices=devices)
+    return jax.make_mesh(
+        (len(devices),), (axis_name,), axis_types=kind, devices=devices
+    )

@@ -96,7 +96,7 @@ def compile_program(
             # on, it rejects a scan whose first carry does not depend on the cell.
             spread = jax.shard_map(
                 chunk,
-                mesh=compat.cell_mesh(devices),
+                mesh=compat.line_mesh(devices, "cell"),
                 in_specs=specs,
                 out_specs=lanes,
                 check_vma=False,

@@ -5,3 +5,5 @@ from jaxlr.linalg.dense import (
     product_svd as product_svd,
     random_orthonormal as random_orthonormal,
 )
+from jaxlr.linalg.randomized import randomized_svd as randomized_svd
+from jaxlr.linalg.transform import hadamard_transform as hadamard_transform

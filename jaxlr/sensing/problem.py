@@ -5,6 +5,8 @@ and G (n2 x k) of an iterate F G^T.
 """
 
 from collections.abc import Sequence
+import dataclasses
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -17,6 +19,82 @@ import numpy as np
 from jaxlr import linalg
 from jaxlr.core import errors, Hyper
 from jaxlr.sensing.operator import Operator
+from jaxlr.sensing.operator._base import check_array
+
+
+class Quantizer(eqx.Module):
+    """How a number is observed as a level: by the thresholds that it exceeds.
+
+    P(level <= l | x) = link((t_l - x) / scale): with the "probit" link, x plus Gaussian
+    noise of standard deviation `scale` is compared with the thresholds; with "logit",
+    x plus logistic noise. One threshold makes one bit a measurement.
+
+    Attributes:
+        thresholds: t_0 < t_1 < ..., L - 1 of them for L levels, in the units of A(X).
+        scale: Of the noise, in the same units, > 0.
+        link: "probit" or "logit". Static.
+
+    Raises:
+        ValueError: On an unknown link; unless `thresholds` is a vector; and, where the
+            values are known while tracing, unless it ascends and `scale > 0`.
+
+    References:
+        Davenport, Plan, van den Berg, Wootters. "1-Bit Matrix Completion". 2014.
+        arXiv:1209.3672.
+    """
+
+    thresholds: Float[Array, " levels-1"] = eqx.field(converter=jnp.asarray)
+    scale: Hyper
+    link: Literal["probit", "logit"] = eqx.field(static=True, default="probit")
+
+    def __check_init__(self):
+        if self.link not in ("probit", "logit"):
+            raise ValueError(errors.unknown("link", self.link, ("probit", "logit")))
+        if self.thresholds.ndim != 1 or not self.thresholds.size:
+            raise ValueError(
+                f"`thresholds` must be a vector, got shape {self.thresholds.shape}."
+            )
+        if _is_known(self.thresholds) and not np.all(np.diff(self.thresholds) > 0):
+            raise ValueError(f"`thresholds` must ascend, got {self.thresholds}.")
+        if _is_known(self.scale) and not np.all(np.asarray(self.scale) > 0):
+            raise ValueError(f"`scale` must be > 0, got {self.scale}.")
+
+    def draw(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Random levels 0..L-1 of the numbers `x`, as floats."""
+        noise = jr.normal if self.link == "probit" else jr.logistic
+        noisy = x + self.scale * noise(key, x.shape, x.dtype)
+        return jnp.sum(noisy[..., None] > self.thresholds, axis=-1).astype(x.dtype)
+
+    def log_likelihood(
+        self, levels: Float[Array, "..."], x: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """Log P(level | x), for each pair; finite, as is its slope, far in the tails.
+
+        Args:
+            levels: Integers 0..L-1, of any type; others get NaN.
+            x: Numbers of the same shape.
+        """
+        log_cdf = jax.scipy.special.log_ndtr
+        if self.link == "logit":
+            log_cdf = jax.nn.log_sigmoid
+        num_thresholds = self.thresholds.shape[0]
+        index = jnp.nan_to_num(levels, nan=-1.0).astype(int)
+        is_first, is_last = index == 0, index == num_thresholds
+
+        def distance(i):  # the edges at infinity are selected away below
+            t = self.thresholds[jnp.clip(i, 0, num_thresholds - 1)]
+            return (t - x) / self.scale
+
+        low, high = distance(index - 1), distance(index)
+        # P(low < z < high), mirrored into the lower tail, where the CDF is accurate.
+        is_upper = low + high > 0
+        a, b = (jnp.where(is_upper, p, q) for p, q in ((-high, low), (-low, high)))
+        a = jnp.where(is_first | is_last, b - 1, a)  # a dummy: no NaN in its slope
+        between = log_cdf(b) + jnp.log(-jnp.expm1(log_cdf(a) - log_cdf(b)))
+        value = jnp.where(is_first, log_cdf(high), between)
+        value = jnp.where(is_last, log_cdf(-low), value)
+        is_valid = (index >= 0) & (index <= num_thresholds) & (index == levels)
+        return jnp.where(is_valid, value, jnp.nan)
 
 
 class SensingProblem(eqx.Module):
@@ -24,25 +102,34 @@ class SensingProblem(eqx.Module):
 
     Attributes:
         operator: A.
-        y: The measurements.
+        y: The measurements; levels, where there is a quantizer.
         truth: M, or None where it is not known. No solver's step depends on it.
+        quantizer: How A(M) became levels; or None.
 
     Raises:
-        ValueError: Unless `y` and `truth` have the shapes that belong to A.
+        ValueError: Unless `y` and `truth` have the shapes that belong to A and are
+            real; where their values are known while tracing, unless they are finite.
+            (Where they are not, a run from them has diverged at its first step.)
     """
 
     operator: Operator
     y: Float[Array, "..."]
     truth: Float[Array, "n1 n2"] | None = None
+    quantizer: Quantizer | None = None
 
     def __check_init__(self):
         for name, value, shape in (
-            ("y", self.y, self.operator.measurement_shape),
             ("truth", self.truth, self.operator.shape),
+            ("y", self.y, self.operator.measurement_shape),
         ):
-            if value is not None and value.shape != shape:
+            if value is None:
+                continue
+            check_array(name, value, shape)
+            if _is_known(value) and not (is_finite := np.isfinite(value)).all():
+                where = np.argwhere(~is_finite)[0]
                 raise ValueError(
-                    f"`{name}` must have shape {shape}, got {value.shape}."
+                    f"`{name}` must be finite, got {np.asarray(value)[tuple(where)]} "
+                    f"at {tuple(where.tolist())} and {(~is_finite).sum() - 1} more."
                 )
 
 
@@ -56,14 +143,94 @@ def measure(
         truth: M, of `operator.shape`.
 
     Raises:
-        ValueError: If the shape of `truth` is not `operator.shape`.
+        ValueError: If the shape of `truth` is not `operator.shape`, if it is complex,
+            or, where its values are known while tracing, not finite.
     """
-    truth = jnp.asarray(truth)
-    if truth.shape != operator.shape:
-        raise ValueError(
-            f"`truth` must have shape {operator.shape}, got {truth.shape}."
-        )
+    truth = check_array("truth", truth, operator.shape)
     return SensingProblem(operator, operator.apply(truth), truth)
+
+
+def add_noise(
+    key: Key[Array, ""], problem: SensingProblem, std: Hyper
+) -> SensingProblem:
+    """The problem with independent Gaussian noise on its measurements.
+
+    Args:
+        key: Source of randomness.
+        problem: As measured.
+        std: Standard deviation, in the units of `problem.y`. Gaussian measurements
+            themselves have a standard deviation of ||M||_F / sqrt(m).
+
+    Returns:
+        The same operator and truth; y + std N(0, 1).
+
+    Raises:
+        ValueError: If the problem is quantized already.
+    """
+    check_unquantized(problem, "add_noise")
+    y = problem.y
+    noise = jr.normal(key, y.shape, y.dtype) * jnp.asarray(std, y.dtype)
+    return dataclasses.replace(problem, y=y + noise)
+
+
+def add_outliers(
+    key: Key[Array, ""], problem: SensingProblem, share: Hyper, scale: Hyper
+) -> SensingProblem:
+    """The problem with gross errors on a random share of its measurements.
+
+    Args:
+        key: Source of randomness. The measurements hit at a smaller share are among
+            those hit at a larger one.
+        problem: As measured.
+        share: Of the measurements, in 0..1; round(share m) of them are hit.
+        scale: Standard deviation of the errors, in the units of `problem.y`.
+
+    Returns:
+        The same operator and truth; y + scale N(0, 1) where hit, y elsewhere.
+
+    Raises:
+        ValueError: If the problem is quantized already; or, where it is known while
+            tracing, if `share` is not in 0..1.
+    """
+    check_unquantized(problem, "add_outliers")
+    if _is_known(share) and not np.all((0 <= np.asarray(share)) & (share <= 1)):
+        raise ValueError(f"`share` must be in 0..1, got {share}.")
+    order_key, error_key = jr.split(key)
+    y = problem.y
+    order = jr.permutation(order_key, y.size).reshape(y.shape)
+    error = jr.normal(error_key, y.shape, y.dtype) * jnp.asarray(scale, y.dtype)
+    is_hit = order < jnp.round(share * y.size)
+    return dataclasses.replace(problem, y=jnp.where(is_hit, y + error, y))
+
+
+def quantize(
+    key: Key[Array, ""], problem: SensingProblem, quantizer: Quantizer
+) -> SensingProblem:
+    """The problem with measurements observed as levels; solvers use the likelihood.
+
+    Args:
+        key: Source of the noise before the thresholds.
+        problem: As measured.
+        quantizer: Thresholds, noise and link.
+
+    Returns:
+        The same operator and truth; levels 0..L-1 for y.
+
+    Raises:
+        ValueError: If the problem is quantized already.
+    """
+    check_unquantized(problem, "quantize")
+    levels = quantizer.draw(key, problem.y)
+    return dataclasses.replace(problem, y=levels, quantizer=quantizer)
+
+
+def check_unquantized(problem: SensingProblem, what: str) -> None:
+    """Raises `ValueError` if the measurements are levels: `what` needs numbers."""
+    if problem.quantizer is not None:
+        raise ValueError(
+            f"`{what}` needs measurements that are numbers, got quantized ones; `gd` "
+            "takes those."
+        )
 
 
 def low_rank(

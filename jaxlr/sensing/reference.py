@@ -6,7 +6,15 @@ An ensemble is the array of its measurement matrices, A_i = matrices[i]: (m, n1,
 import numpy as np
 import numpy.typing as npt
 
-from jaxlr.sensing.operator import EntrySampling, Gaussian, Identity, Operator
+from jaxlr.sensing.operator import (
+    EntrySampling,
+    Identity,
+    Incoherent,
+    Kronecker,
+    Operator,
+    RankOne,
+    RowEnsemble,
+)
 
 
 Matrix = npt.NDArray[np.float64]
@@ -20,9 +28,22 @@ def matrices(operator: Operator) -> Matrix:
     """
     n1, n2 = operator.shape
     match operator:
-        case Gaussian():
-            raw = np.asarray(operator.raw, np.float64)
-            return raw.reshape(-1, n1, n2) / np.sqrt(len(raw))
+        case RowEnsemble():
+            raw = np.asarray(operator.rows.to_dense(), np.float64)
+            a = raw.reshape(-1, n1, n2) / np.sqrt(len(raw))
+            return (a + a.swapaxes(1, 2)) / 2 if operator.is_symmetric else a
+        case RankOne():
+            left, right = (np.asarray(x) for x in (operator.left, operator.right))
+            return np.einsum("mi,mj->mij", left, right) / np.sqrt(len(left))
+        case Kronecker():
+            p, q = (np.asarray(x) for x in (operator.left, operator.right))
+            return np.einsum("ai,bj->abij", p, q).reshape(-1, n1, n2)
+        case Incoherent():
+            left = _transform(operator.transform, n1) * np.asarray(operator.left_signs)
+            right = _transform(operator.transform, n2) * np.asarray(
+                operator.right_signs
+            )
+            return np.einsum("mab,ai,bj->mij", matrices(operator.base), left, right)
         case Identity():
             return np.eye(n1 * n2).reshape(-1, n1, n2)
         case EntrySampling():
@@ -30,6 +51,16 @@ def matrices(operator: Operator) -> Matrix:
             return np.array([np.outer(np.eye(n1)[i], np.eye(n2)[j]) for i, j in places])
         case _:
             raise TypeError(f"no oracle for {type(operator).__name__}.")
+
+
+def _transform(name, n):
+    """The orthogonal matrix of a transform, by its definition."""
+    rows, cols = np.arange(n)[:, None], np.arange(n)
+    if name == "hadamard":
+        ones = np.vectorize(lambda bits: int(bits).bit_count())(rows & cols)
+        return (-1.0) ** ones / np.sqrt(n)
+    cosines = np.cos(np.pi * rows * (2 * cols + 1) / (2 * n)) * np.sqrt(2 / n)
+    return np.where(rows == 0, np.sqrt(1 / n), cosines)
 
 
 def apply(matrices: Matrix, x: Matrix) -> Matrix:

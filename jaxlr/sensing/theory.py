@@ -1,4 +1,6 @@
-"""Closed forms for gradient descent on factors, in the population case.
+"""Closed forms and predictions that experiments compare with.
+
+Of gradient descent on factors, first, in the population case:
 
 M = Q Q^T (or Q V^T) with r orthonormal columns, so its condition number is 1; k > r
 columns in the factors; the matrix is fully observed. The k - r superfluous directions
@@ -128,3 +130,125 @@ def rebalanced_rate(*, eta: Hyper, beta: Hyper) -> Float[Array, ""]:
         arXiv:2310.01769, equation 5.1.
     """
     return -jnp.log1p(-jnp.asarray(eta) * beta**2)
+
+
+def small_init_exponent(
+    truth: Float[Array, "n n"], observed: Float[Array, "n n"], rank: int
+) -> Float[Array, ""]:
+    """The p of error ~ alpha^p, at the end of the linear phase from a small start.
+
+    While the signal grows from alpha to 1, at a rate eta sigma_r or more a step, the
+    superfluous directions grow by the noise of the measurements alone: at a rate eta
+    lambda, lambda the largest eigenvalue of A*A(M) outside M's columns. They end at
+    alpha^(1 - lambda / sigma_r), the error at the square of that. In the population
+    case lambda = 0: p = 2.
+
+    Args:
+        truth: M, positive semi-definite.
+        observed: A*(y) / c = A*A(M) / c.
+        rank: r. Static.
+
+    Returns:
+        p = 2 (1 - max(lambda, 0) / sigma_r), dimensionless, to first order in lambda;
+        O(n^3) flops.
+
+    Raises:
+        ValueError: Unless both are matrices of one square shape, and r in 1..n - 1.
+
+    References:
+        Stöger, Soltanolkotabi. "Small random initialization is akin to spectral
+        learning". 2021. arXiv:2106.15013.
+    """
+    if truth.ndim != 2 or truth.shape[0] != truth.shape[1]:
+        raise ValueError(f"`truth` must be a square matrix, got shape {truth.shape}.")
+    if observed.shape != truth.shape:
+        raise ValueError(
+            f"`observed` must have shape {truth.shape}, got {observed.shape}."
+        )
+    n = truth.shape[0]
+    if not 1 <= rank < n:
+        raise ValueError(f"`rank` must be in 1..{n - 1}, got {rank}.")
+    values, vectors = jnp.linalg.eigh(truth)
+    outside = vectors[:, : n - rank]
+    noise = matmul(outside.T, matmul((observed + observed.T) / 2, outside))
+    growth = jnp.maximum(jnp.linalg.eigvalsh(noise)[-1], 0)
+    return 2 * (1 - growth / values[n - rank])
+
+
+def degrees_of_freedom(
+    shape: tuple[int, int], rank: int, *, is_symmetric: bool = False
+) -> int:
+    """Dimension of the rank-r matrices: r (n1 + n2 - r); symmetric r (2 n - r + 1) / 2.
+
+    Raises:
+        ValueError: If `rank` is not in 1..min(n1, n2).
+    """
+    if not 1 <= rank <= min(shape):
+        raise ValueError(f"`rank` must be in 1..min{tuple(shape)}, got {rank}.")
+    if is_symmetric:
+        return rank * (2 * shape[0] - rank + 1) // 2
+    return rank * (shape[0] + shape[1] - rank)
+
+
+def noise_floor(
+    shape: tuple[int, int],
+    rank: int,
+    num_measurements: int,
+    *,
+    std: Hyper,
+    is_symmetric: bool = False,
+) -> Float[Array, ""]:
+    """E ||X - M||_F^2 of least squares over rank-r matrices, Gaussian measurements.
+
+    With small noise it is least squares on the tangent space, of d dimensions, where A
+    is an m x d matrix of N(0, 1/m) entries: std^2 times the mean trace of an inverse
+    Wishart matrix, std^2 m d / (m - d - 1).
+
+    Args:
+        shape: (n1, n2). Static.
+        rank: r. Static.
+        num_measurements: m. Static.
+        std: Standard deviation of the noise on each of them, in the units of y.
+        is_symmetric: Whether X is sought among symmetric matrices. Static.
+
+    Returns:
+        The mean squared error [||M||^2], exact as std -> 0.
+
+    Raises:
+        ValueError: If `rank` is not in 1..min(n1, n2), or unless m > d + 1.
+    """
+    dimension = degrees_of_freedom(shape, rank, is_symmetric=is_symmetric)
+    if num_measurements <= dimension + 1:
+        raise ValueError(
+            f"`num_measurements` must be greater than {dimension + 1}, the degrees of "
+            f"freedom and one, got {num_measurements}."
+        )
+    factor = num_measurements * dimension / (num_measurements - dimension - 1)
+    return jnp.asarray(std) ** 2 * factor
+
+
+def sign_rip_scale(
+    norm: Hyper, *, outlier_share: Hyper = 0.0, outlier_scale: Hyper = 1.0
+) -> Float[Array, ""]:
+    """<A*(sign(A(X) - s)), X> / (sqrt(m) ||X||_F) expected of Gaussian measurements.
+
+    For a measurement without outlier E |g| = sqrt(2 / pi); Gaussian outliers of scale S
+    on A(X) of scale ||X||_F / sqrt(m) leave sqrt(2 / pi) / sqrt(1 + m S^2 / ||X||_F^2).
+
+    Args:
+        norm: ||X||_F.
+        outlier_share: Share p of the measurements with outliers, in 0..1.
+        outlier_scale: sqrt(m) S: the outliers' standard deviation over 1 / sqrt(m).
+
+    Returns:
+        The scale, dimensionless: sqrt(2 / pi) (1 - p + p / sqrt(1 + ...)). Positive at
+        any p < 1: signs keep pointing home.
+
+    References:
+        Ma, Fattahi. "Global Convergence of Sub-gradient Method for Robust Matrix
+        Recovery: Small Initialization, Noisy Measurements, and Over-parameterization".
+        2022. arXiv:2202.08788.
+    """
+    norm = jnp.asarray(norm)
+    spoilt = norm / jnp.hypot(norm, outlier_scale)
+    return jnp.sqrt(2 / jnp.pi) * (1 - outlier_share + outlier_share * spoilt)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlr import sensing
+from jaxlr.core import loop
 from jaxlr.core.compat import x64
 from jaxlr.sensing import theory
 
@@ -125,3 +126,77 @@ def test_misuse_is_named():
         theory.null_space_singular_values(jnp.ones((5, 2)), jnp.ones((4, 2)))
     with pytest.raises(ValueError, match=r"`singular_values` is empty"):
         theory.asymmetric_rate(jnp.zeros(0), eta=0.1)
+
+
+def test_degrees_of_freedom_are_the_dimension_of_the_tangent_space():
+    rng = np.random.default_rng(0)
+    f, g = rng.normal(size=(6, 2)), rng.normal(size=(5, 2))
+    tangent = [np.outer(np.eye(6)[i], g[:, a]) for i in range(6) for a in range(2)]
+    tangent += [np.outer(f[:, a], np.eye(5)[j]) for j in range(5) for a in range(2)]
+    rank = np.linalg.matrix_rank(np.reshape(tangent, (len(tangent), -1)))
+    assert theory.degrees_of_freedom((6, 5), 2) == rank
+    tangent = [np.outer(np.eye(6)[i], f[:, a]) for i in range(6) for a in range(2)]
+    tangent = [t + t.T for t in tangent]
+    rank = np.linalg.matrix_rank(np.reshape(tangent, (len(tangent), -1)))
+    assert theory.degrees_of_freedom((6, 6), 2, is_symmetric=True) == rank
+
+
+def test_the_noise_floor_is_the_mean_of_least_squares():
+    d, m, std = theory.degrees_of_freedom((4, 3), 1), 20, 0.1
+    rng = np.random.default_rng(0)
+    squares = []
+    for _ in range(4000):
+        a = rng.normal(size=(m, d)) / np.sqrt(m)
+        squares.append(np.sum((np.linalg.pinv(a) @ rng.normal(size=m) * std) ** 2))
+    want = theory.noise_floor((4, 3), 1, m, std=std)
+    np.testing.assert_allclose(np.mean(squares), want, rtol=0.03)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_sign_rip_scale_is_the_mean_over_measurements(share):
+    rng = np.random.default_rng(0)
+    m, norm, scale = 400_000, 0.8, 1.5
+    inner = norm * rng.normal(size=m)
+    noise = scale * rng.normal(size=m) * (rng.uniform(size=m) < share)
+    got = np.mean(np.sign(inner - noise) * inner) / norm
+    want = theory.sign_rip_scale(norm, outlier_share=share, outlier_scale=scale)
+    np.testing.assert_allclose(got, want, rtol=0.01)
+
+
+def test_the_exponent_of_a_small_start_is_that_of_the_run():
+    """Slope of log error against log alpha at the end of the linear phase."""
+    with x64(True):
+        n, rank, m = 30, 1, 3000
+        truth = sensing.low_rank(jr.key(0), (n, n), rank, is_psd=True)
+        operator = sensing.symmetric_gaussian(jr.key(1), (n, n), m)
+        problem = sensing.measure(operator, truth)
+        exact = sensing.measure(sensing.identity((n, n)), truth)
+        for p, tolerance in ((exact, 0.05), (problem, 0.15)):
+
+            def least(alpha, p=p):
+                solver = sensing.gd(
+                    p, num_columns=10, alpha=alpha, eta=0.1, is_symmetric=True
+                )
+                return jnp.min(loop.run(jr.key(2), solver, 500)[1].relative_error)
+
+            alphas = jnp.array([1e-3, 1e-5])
+            errors = jax.jit(jax.vmap(least))(alphas)
+            slope = jnp.diff(jnp.log(errors)) / jnp.diff(jnp.log(alphas))
+            observed = p.operator.adjoint(p.y) / p.operator.isotropy
+            want = theory.small_init_exponent(truth, observed, rank)
+            assert abs(slope[0] - want) < tolerance
+        assert want < 1.9
+
+
+@pytest.mark.misuse
+def test_predictions_name_what_is_wrong():
+    with pytest.raises(ValueError, match=r"`num_measurements`.* than 7, .*got 7"):
+        theory.noise_floor((4, 3), 1, 7, std=0.1)
+    with pytest.raises(ValueError, match=r"`rank` must be in 1\.\.min\(4, 3\), got 4"):
+        theory.degrees_of_freedom((4, 3), 4)
+    with pytest.raises(ValueError, match=r"`truth` must be a square matrix"):
+        theory.small_init_exponent(jnp.ones((3, 2)), jnp.ones((3, 2)), 1)
+    with pytest.raises(ValueError, match=r"`observed` must have shape \(3, 3\)"):
+        theory.small_init_exponent(jnp.ones((3, 3)), jnp.ones((3, 2)), 1)
+    with pytest.raises(ValueError, match=r"`rank` must be in 1\.\.2, got 3"):
+        theory.small_init_exponent(jnp.ones((3, 3)), jnp.ones((3, 3)), 3)

@@ -10,5 +10,24 @@ from jaxlr.sensing.operator._entries import (
     entry_sampling as entry_sampling,
     EntrySampling as EntrySampling,
 )
-from jaxlr.sensing.operator._gaussian import Gaussian as Gaussian, gaussian as gaussian
+from jaxlr.sensing.operator._gradient import (
+    residual_adjoint as residual_adjoint,
+    residual_gradient as residual_gradient,
+)
 from jaxlr.sensing.operator._identity import Identity as Identity, identity as identity
+from jaxlr.sensing.operator._incoherent import (
+    dct as dct,
+    hadamard as hadamard,
+    Incoherent as Incoherent,
+)
+from jaxlr.sensing.operator._kronecker import (
+    Kronecker as Kronecker,
+    kronecker as kronecker,
+)
+from jaxlr.sensing.operator._rank_one import rank_one as rank_one, RankOne as RankOne
+from jaxlr.sensing.operator._rows import (
+    gaussian as gaussian,
+    rademacher as rademacher,
+    RowEnsemble as RowEnsemble,
+    symmetric_gaussian as symmetric_gaussian,
+)

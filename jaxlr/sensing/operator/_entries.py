@@ -6,10 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 import numpy as np
 
-from jaxlr.linalg import matmul
 from jaxlr.sensing.operator import _base
 from jaxlr.sensing.operator._base import Operator
 
@@ -23,7 +22,11 @@ _DENSE_SHARE = 1 / 8
 
 
 class EntrySampling(Operator):
-    """A_i = e_row(i) e_col(i)^T. See `entry_sampling` and `entries`.
+    """A_i = e_row(i) e_col(i)^T: entries, unscaled. See `entry_sampling`, `entries`.
+
+    An entry observed twice counts twice. With factors, 2 m k flops and O(m k) memory;
+    where 1/8 of the entries or more are observed, 2 n1 n2 k flops and O(n1 n2) memory,
+    which then is faster.
 
     Attributes:
         rows: Row of each observed entry.
@@ -45,51 +48,32 @@ class EntrySampling(Operator):
         """The share p = m / (n1 n2) of entries that are observed."""
         return self.rows.shape[0] / (self.shape[0] * self.shape[1])
 
-    def apply(self, x: Float[Array, "n1 n2"]) -> Float[Array, " m"]:
-        """The observed entries of X, unscaled."""
-        x = jnp.asarray(x)
-        _base.check_matrix(self, x)
+    @property
+    def is_sparse(self) -> bool:
+        """Whether few enough entries are observed that gathers beat products."""
+        return self.isotropy < _DENSE_SHARE
+
+    def _apply(self, x):
         return _take(x, (self.rows, self.cols))
 
-    def apply_factors(
-        self, f: Float[Array, "n1 k"], g: Float[Array, "n2 k"]
-    ) -> Float[Array, " m"]:
-        """The observed entries of F G^T.
-
-        2 m k flops and O(m k) memory; where 1/8 of the entries or more are observed,
-        2 n1 n2 k flops and O(n1 n2) memory, which then is faster.
-        """
-        _base.check_factors(self, f, g)
-        if self.isotropy >= _DENSE_SHARE:
-            return self.apply(matmul(f, g.T))
-        return jnp.sum(_take(f, self.rows) * _take(g, self.cols), axis=1)
-
-    def adjoint(self, z: Float[Array, " m"]) -> Float[Array, "n1 n2"]:
-        """The measurements in their places, zeros elsewhere; a repeated entry adds."""
-        _base.check_measurements(self, z)
+    def _adjoint(self, z):
         return jnp.zeros(self.shape, z.dtype).at[self.rows, self.cols].add(z)
 
-    def adjoint_matmul(
-        self, z: Float[Array, " m"], g: Float[Array, "n2 k"]
-    ) -> Float[Array, "n1 k"]:
-        """A*(z) G, at the cost of `apply_factors`."""
-        _base.check_measurements(self, z)
-        _base.check_right(self, g)
-        if self.isotropy >= _DENSE_SHARE:
-            return matmul(self.adjoint(z), g)
+    def _apply_factors(self, f, g):
+        if not self.is_sparse:
+            return super()._apply_factors(f, g)
+        return jnp.sum(_take(f, self.rows) * _take(g, self.cols), axis=1)
+
+    def _adjoint_matmul(self, z, g):
+        if not self.is_sparse:
+            return super()._adjoint_matmul(z, g)
         return _scatter_rows(self.rows, z[:, None] * _take(g, self.cols), self.shape[0])
 
-    def adjoint_factors(
-        self, z: Float[Array, " m"], f: Float[Array, "n1 k"], g: Float[Array, "n2 k"]
-    ) -> tuple[Float[Array, "n1 k"], Float[Array, "n2 k"]]:
-        """`(D G, D^T F)`, at twice the cost of `apply_factors`."""
-        _base.check_measurements(self, z)
-        _base.check_factors(self, f, g)
-        if self.isotropy >= _DENSE_SHARE:
-            d = self.adjoint(z)
-            return matmul(d, g), matmul(d.T, f)
+    def _adjoint_factors(self, z, f, g):
+        if not self.is_sparse:
+            return super()._adjoint_factors(z, f, g)
         return (
-            _scatter_rows(self.rows, z[:, None] * _take(g, self.cols), self.shape[0]),
+            self._adjoint_matmul(z, g),
             _scatter_rows(self.cols, z[:, None] * _take(f, self.rows), self.shape[1]),
         )
 

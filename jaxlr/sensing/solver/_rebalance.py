@@ -1,16 +1,21 @@
 """The modified step: rebalance the factors once, then the start no longer matters."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from jaxlr.core import Hyper, loop, tree
+from jaxlr.core import Hyper, loop, Solver, tree
 from jaxlr.linalg import matmul
 from jaxlr.sensing.problem import SensingProblem
-from jaxlr.sensing.solver._gd import gd, GDInfo, GDState
+from jaxlr.sensing.solver._descent import (
+    DescentSettings,
+    FactorInfo,
+    FactorState,
+)
+from jaxlr.sensing.solver._gd import gd
 
 
 def rebalance(
@@ -26,7 +31,8 @@ def rebalance(
         beta: The singular values that F is given [sqrt(||M||)].
 
     Returns:
-        `(f, g)` with F^T F = beta^2 I. O(n1 k^2 + n2 k^2) flops. Under `vmap` the
+        `(f, g)` with F^T F = beta^2 I; of as many columns as F has that are not zero,
+        the others being zero. O(n1 k^2 + n2 k^2) flops. Under `vmap` the
         decomposition is batched, so call it once, not under a `cond` in a loop. The
         gradient is not finite where F has equal singular values, as what is returned
         has.
@@ -45,11 +51,79 @@ def rebalance(
             "`f` and `g` must be matrices with one number of columns, got shapes "
             f"{f.shape} and {g.shape}."
         )
-    if f.shape[1] > f.shape[0]:
-        raise ValueError(f"`f` must not have more columns than rows, got {f.shape}.")
+    _check_tall(*f.shape)
     u, s, vt = jnp.linalg.svd(f, full_matrices=False)
     beta = jnp.asarray(beta, u.dtype)
-    return beta * u, matmul(g, vt.T) * (s / beta)
+    # Zero columns come last in u, as arbitrary directions: they must stay zero.
+    is_active = jnp.arange(f.shape[1]) < jnp.sum(jnp.any(f != 0, axis=0))
+    f, g = beta * u, matmul(g, vt.T) * (s / beta)
+    return jnp.where(is_active, f, 0), jnp.where(is_active, g, 0)
+
+
+def gd_rebalanced(
+    problem: SensingProblem,
+    *,
+    num_columns: int,
+    eta: Hyper = 0.1,
+    beta: Hyper = 1.0,
+    trigger: Hyper = 0.01,
+    **settings: Unpack[DescentSettings],
+) -> Solver:
+    """Asymmetric gradient descent, rebalanced once when the residual is small.
+
+    Under `vmap` every step pays for the decomposition that one step needs: there,
+    `run_rebalanced` takes it out of the loop. As a `Solver`, this one can be a long
+    run with checkpoints.
+
+    Args:
+        problem: One instance.
+        num_columns: k <= n1. Static.
+        eta: Step size [1/||M||]. Afterwards the error contracts by 1 - eta beta^2.
+        beta: Singular values of the rebalanced F [sqrt(||M||)].
+        trigger: Rebalance before the first step with ||A(F G^T) - y|| <= trigger ||y||.
+        **settings: As `gd`; not `is_symmetric`.
+
+    Returns:
+        A `Solver` with `FactorState`, whose memory is whether it was rebalanced and the
+        memory of `gd`, and `FactorInfo`.
+
+    Raises:
+        ValueError: As `gd` and `rebalance`; if `is_symmetric`.
+
+    References:
+        Xiong, Ding, Du. "How Over-Parameterization Slows Down Gradient Descent in
+        Matrix Sensing: The Curses of Symmetry and Initialization". 2023.
+        arXiv:2310.01769, equation 5.1.
+    """
+    if settings.get("is_symmetric"):
+        raise ValueError("`is_symmetric` must be False: one factor has no balance.")
+    _check_tall(problem.operator.shape[0], num_columns)
+    solver = gd(problem, num_columns=num_columns, eta=eta, **settings)
+
+    def init(key):
+        f, g, memory = solver.init(key)
+        return FactorState(f, g, (jnp.asarray(False), memory))
+
+    def step(key, state):
+        f, g, (is_rebalanced, memory) = state
+        after, info = solver.step(key, FactorState(f, g, memory))
+
+        def modified():
+            balanced = FactorState(*rebalance(f, g, beta), memory)
+            return solver.step(key, balanced)[0]
+
+        is_due = ~is_rebalanced & (info.residual <= trigger)
+        f, g, memory = jax.lax.cond(is_due, modified, lambda: after)
+        return FactorState(f, g, (is_rebalanced | is_due, memory)), info
+
+    return Solver(init, step)
+
+
+def _check_tall(num_rows, num_columns):
+    if num_columns > num_rows:
+        raise ValueError(
+            f"`f` must not have more columns than rows, got {(num_rows, num_columns)}."
+        )
 
 
 class Rebalanced(NamedTuple):
@@ -64,8 +138,8 @@ class Rebalanced(NamedTuple):
             changes the product by rounding only; 0 where there was none.
     """
 
-    state: GDState
-    infos: GDInfo
+    state: FactorState
+    infos: FactorInfo
     rebalanced_at: Int[Array, ""]
     drift: Float[Array, ""]
 
@@ -144,7 +218,7 @@ def run_rebalanced(
     before = matmul(state.f, state.g.T)
     f, g = rebalance(state.f, state.g, beta)
     drift = jnp.linalg.norm(matmul(f, g.T) - before) / jnp.linalg.norm(before)
-    state = tree.select(is_rebalanced, GDState(f, g), state)
+    state = tree.select(is_rebalanced, FactorState(f, g, state.memory), state)
     (state, _), second = jax.lax.scan(advance, (state, num_taken), length=num_steps)
 
     times = jnp.arange(0, num_steps, every)

@@ -1,0 +1,19 @@
+"""Hot loops, each with an XLA form and a Pallas kernel, and what they read."""
+
+from jaxlr.kernels.loss import (
+    Loss as Loss,
+    loss_slope as loss_slope,
+    loss_value as loss_value,
+)
+from jaxlr.kernels.residual_adjoint import (
+    Implementation as Implementation,
+    residual_adjoint as residual_adjoint,
+)
+from jaxlr.kernels.rows import (
+    draw_normals as draw_normals,
+    draw_signs as draw_signs,
+    NormalRows as NormalRows,
+    PackedSigns as PackedSigns,
+    Rows as Rows,
+    StoredRows as StoredRows,
+)

@@ -1,0 +1,182 @@
+"""Where the solvers start: small random factors, or factors read off A*(y).
+
+Letters: k columns of the factors F (n1 x k) and G (n2 x k); m measurements.
+"""
+
+import math
+
+from jax.core import Tracer
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, DTypeLike, Float, Key
+import numpy as np
+
+from jaxlr import linalg
+from jaxlr.core import Hyper
+from jaxlr.sensing.operator import entries, EntrySampling, Operator
+
+
+def check_num_columns(num_columns: int, shape: tuple[int, int]) -> None:
+    """Raises `ValueError` unless it is an integer in 1..min(n1, n2)."""
+    is_integer = isinstance(num_columns, int | np.integer)
+    if not is_integer or not 1 <= num_columns <= min(shape):
+        raise ValueError(
+            f"`num_columns` must be an integer in 1..{min(shape)} (the smaller side of "
+            f"{shape}), got {num_columns}."
+        )
+
+
+def small_random(
+    key: Key[Array, ""],
+    shape: tuple[int, int],
+    num_columns: int,
+    *,
+    alpha: Hyper,
+    imbalance: Hyper = 1 / 3,
+    dtype: DTypeLike = float,
+    is_symmetric: bool = False,
+) -> tuple[Float[Array, "n1 k"], Float[Array, "n2 k"]]:
+    """Gaussian factors: F of entries alpha N(0, 1/n1), G of a smaller scale.
+
+    Args:
+        key: Split into one key for F and one for G.
+        shape: (n1, n2). Static.
+        num_columns: k; may exceed the sides. Static.
+        alpha: Scale of F [sqrt(||M||)].
+        imbalance: Scale of G over that of F, positive: its entries are
+            alpha imbalance N(0, 1/n2).
+        dtype: Of both factors.
+        is_symmetric: Whether G is F. Static.
+
+    Returns:
+        `(f, g)`.
+
+    Raises:
+        ValueError: If `num_columns` is not an integer >= 1, if `is_symmetric` and the
+            sides differ, or if `imbalance` is known while tracing and not positive.
+
+    References:
+        Xiong, Ding, Du. "How Over-Parameterization Slows Down Gradient Descent in
+        Matrix Sensing: The Curses of Symmetry and Initialization". 2023.
+        arXiv:2310.01769.
+    """
+    n1, n2 = shape
+    if not isinstance(num_columns, int | np.integer) or num_columns < 1:
+        raise ValueError(f"`num_columns` must be an integer >= 1, got {num_columns}.")
+    _check_square(shape, is_symmetric)
+    if not isinstance(imbalance, Tracer) and not np.all(np.asarray(imbalance) > 0):
+        raise ValueError(f"`imbalance` must be positive, got {imbalance}.")
+
+    def draw(key, num_rows, scale):
+        scale = jnp.asarray(scale, dtype)
+        return jr.normal(key, (num_rows, num_columns), dtype) * scale
+
+    f_key, g_key = jr.split(key)
+    f = draw(f_key, n1, alpha / n1**0.5)
+    if is_symmetric:
+        return f, f
+    # Divided, not multiplied: at 1/3 this is alpha / 3 to the last bit.
+    return f, draw(g_key, n2, alpha / (1 / imbalance) / n2**0.5)
+
+
+def spectral(
+    operator: Operator,
+    y: Float[Array, "..."],
+    num_columns: int,
+    *,
+    is_symmetric: bool = False,
+) -> tuple[Float[Array, "n1 k"], Float[Array, "n2 k"]]:
+    """Balanced factors of the best approximation of A*(y) / c of rank k, E A*A = c I.
+
+    Sampled entries, fewer than 1/8 of all, are never spread out to an n1-by-n2 matrix:
+    8 subspace iterations from a fixed seed give an approximation that is as good as
+    the gap after the k + 10 leading singular values, in O(m k) flops and memory each.
+    Otherwise, and in the symmetric form, a full decomposition costs
+    O(n1 n2 min(n1, n2)) flops.
+
+    Args:
+        operator: A.
+        y: The measurements.
+        num_columns: k. Static.
+        is_symmetric: Whether M = X X^T is sought: X X^T is the positive part of rank k
+            of the symmetric part of A*(y) / c. Static.
+
+    Returns:
+        `(f, g) = (U sqrt(S), V sqrt(S))`; `(X, X)` in the symmetric form, whose columns
+        are zero where fewer than k eigenvalues are positive. No gradient where
+        singular values are equal.
+
+    Raises:
+        ValueError: If `num_columns` is not an integer in 1..min(n1, n2), or if
+            `is_symmetric` and the sides differ.
+
+    References:
+        Keshavan, Montanari, Oh. "Matrix completion from a few entries". 2010.
+        arXiv:0901.3150.
+    """
+    check_num_columns(num_columns, operator.shape)
+    _check_square(operator.shape, is_symmetric)
+    z = y / operator.isotropy
+    if is_symmetric:
+        f = _psd_factor(operator.adjoint(z), num_columns)
+        return f, f
+    if isinstance(operator, EntrySampling) and operator.is_sparse:
+        n1, n2 = operator.shape
+        transposed = entries(operator.cols, operator.rows, (n2, n1))
+        u, s, vt = linalg.randomized_svd(
+            jr.key(0),
+            lambda x: operator.adjoint_matmul(z, x),
+            lambda x: transposed.adjoint_matmul(z, x),
+            operator.shape,
+            num_columns,
+            num_iterations=8,
+            dtype=z.dtype,
+        )
+    else:
+        u, s, vt = jnp.linalg.svd(operator.adjoint(z), full_matrices=False)
+    root = jnp.sqrt(s[:num_columns])
+    return u[:, :num_columns] * root, vt[:num_columns].T * root
+
+
+def sign_spectral(
+    operator: Operator, y: Float[Array, "..."], num_columns: int, *, alpha: Hyper
+) -> Float[Array, "n k"]:
+    """The start of the subgradient method: of y only the signs enter.
+
+    Args:
+        operator: A, of square matrices; scaled so that E A*A = I.
+        y: The measurements.
+        num_columns: k. Static.
+        alpha: Scale [sqrt(||M||)].
+
+    Returns:
+        alpha B, with B B^T the positive part of rank k of the symmetric part of
+        A*(sign(y)) / sqrt(m); columns are zero where fewer than k eigenvalues are
+        positive. O(n^3) flops after one `adjoint`.
+
+    Raises:
+        ValueError: If `num_columns` is not an integer in 1..n, or if the sides differ.
+
+    References:
+        Ma, Fattahi. "Global Convergence of Sub-gradient Method for Robust Matrix
+        Recovery: Small Initialization, Noisy Measurements, and Over-parameterization".
+        2022. arXiv:2202.08788.
+    """
+    check_num_columns(num_columns, operator.shape)
+    _check_square(operator.shape, True)
+    num_measurements = operator._total(math.prod(operator.measurement_shape))
+    z = jnp.sign(y) / num_measurements**0.5
+    b = _psd_factor(operator.adjoint(z), num_columns)
+    return jnp.asarray(alpha, b.dtype) * b
+
+
+def _check_square(shape, is_symmetric):
+    if is_symmetric and shape[0] != shape[1]:
+        raise ValueError(f"a symmetric start needs a square matrix, got {shape}.")
+
+
+def _psd_factor(x, num_columns):
+    """B, with B B^T the positive part of rank k of the symmetric part of X."""
+    values, vectors = jnp.linalg.eigh((x + x.T) / 2)
+    leading = jnp.maximum(values[::-1][:num_columns], 0)
+    return vectors[:, ::-1][:, :num_columns] * jnp.sqrt(leading)

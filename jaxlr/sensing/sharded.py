@@ -1,0 +1,77 @@
+"""One run whose measurements are spread over many devices."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Key
+
+from jaxlr.core import compat, loop, Solver
+from jaxlr.kernels import NormalRows
+from jaxlr.sensing.operator import RowEnsemble
+from jaxlr.sensing.problem import SensingProblem
+
+
+_AXIS = "measurements"
+
+
+def run_sharded(
+    key: Key[Array, ""],
+    solver_fn: Callable[[SensingProblem], Solver],
+    problem: SensingProblem,
+    num_steps: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    every: int = 1,
+) -> tuple[Any, Any]:
+    """`loop.run` of one solver, each device holding a share of the measurements.
+
+    For an ensemble that one device cannot hold. Devices sum the loss and the gradients
+    of the factors, (n1 + n2) k + 1 numbers, in one message a step; methods that need
+    A*(z) itself send n1 n2. The result is that of one device but for the rounding of
+    those sums.
+
+    Args:
+        key: As `loop.run`.
+        solver_fn: `solver_fn(problem) -> Solver`, such as `gd` with its settings; it is
+            given this device's share of the problem.
+        problem: Of stored or packed measurements of independent entries. Its arrays may
+            lie on one device, or be spread over `devices` by their first axis already.
+        num_steps: As `loop.run`. Static.
+        devices: All by default; m must be a multiple of their number. Static.
+        every: As `loop.run`. Static.
+
+    Returns:
+        `(state, infos)`, the same on all devices.
+
+    Raises:
+        ValueError: For an ensemble that is not of stored or packed rows; if m is not a
+            multiple of the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    operator = problem.operator
+    if not isinstance(operator, RowEnsemble) or isinstance(operator.rows, NormalRows):
+        raise ValueError(
+            "`problem.operator` must be of stored or packed rows to be spread, got "
+            f"{type(operator).__name__}."
+        )
+    if operator.rows.num_rows % len(devices):
+        raise ValueError(
+            f"the number of measurements must be a multiple of the {len(devices)} "
+            f"`devices`, got {operator.rows.num_rows}."
+        )
+    spread = dataclasses.replace(
+        problem, operator=dataclasses.replace(operator, axis_name=_AXIS)
+    )
+    specs = jax.tree_util.tree_map_with_path(
+        lambda path, _: P(_AXIS) if path[0].name in ("operator", "y") else P(), spread
+    )
+    run = jax.shard_map(
+        lambda key, share: loop.run(key, solver_fn(share), num_steps, every=every),
+        mesh=compat.line_mesh(devices, _AXIS),
+        in_specs=(P(), specs),
+        out_specs=P(),
+    )
+    return jax.jit(run)(key, spread)

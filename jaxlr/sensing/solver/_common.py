@@ -1,0 +1,88 @@
+"""What the solvers of least-squares subproblems share."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from jaxlr.sensing.operator import entries, EntrySampling, Identity
+from jaxlr.sensing.problem import relative_error, SensingProblem
+from jaxlr.sensing.solver._descent import FactorInfo
+
+
+def measurements(problem: SensingProblem, solver: str) -> Float[Array, "..."]:
+    """`problem.y`, of a floating type.
+
+    Raises:
+        ValueError: If they are levels of a quantizer: least squares cannot fit them.
+    """
+    if problem.quantizer is not None:
+        raise ValueError(
+            f"`problem` must not be quantized: `{solver}` fits numbers, not levels."
+        )
+    return problem.y.astype(jnp.result_type(problem.y, 0.0))
+
+
+def observed_entries(problem: SensingProblem, solver: str) -> EntrySampling:
+    """The operator as sampled entries, in the order of `problem.y.ravel()`.
+
+    Raises:
+        ValueError: Unless it is an `EntrySampling` or an `Identity`.
+    """
+    match problem.operator:
+        case EntrySampling() as operator:
+            return operator
+        case Identity(shape=shape):
+            rows, cols = np.indices(shape)
+            return entries(rows.ravel(), cols.ravel(), shape)
+        case operator:
+            raise ValueError(
+                f"`{solver}` completes matrices: `problem.operator` must be an "
+                f"EntrySampling or an Identity, got {type(operator).__name__}."
+            )
+
+
+def transpose(operator: EntrySampling) -> EntrySampling:
+    """The operator that observes the same entries of M^T, in the same order."""
+    n1, n2 = operator.shape
+    return entries(operator.cols, operator.rows, (n2, n1))
+
+
+def factor_info(problem, f, g, gap, damping) -> FactorInfo:
+    """The metrics at (F, G), `gap` = A(F G^T) - y, of the damped least squares."""
+    square = jnp.sum(gap**2)
+    return FactorInfo(
+        (square + damping * (jnp.sum(f**2) + jnp.sum(g**2))) / 2,
+        jnp.sqrt(square) / jnp.linalg.norm(problem.y.ravel()),
+        None if problem.truth is None else relative_error(f, g, problem.truth),
+    )
+
+
+def conjugate_gradients(matvec_fn, b, *, num_steps, dot_fn, precondition_fn=None):
+    """Preconditioned conjugate gradients for H x = b from x = 0.
+
+    H positive semi-definite, b in its range. Many systems at once where `dot_fn`
+    returns one product a system, of a shape that broadcasts against x. A system stops
+    where its residual has fallen to rounding, beyond which the recurrence means
+    nothing and could diverge along the kernel of H.
+    """
+    precondition_fn = precondition_fn or (lambda r: r)
+    tiny = jnp.finfo(b.dtype).eps ** 2
+
+    def quotient(a, b, is_valid):
+        return jnp.where(is_valid, a / jnp.where(is_valid, b, 1), 0)
+
+    def step(carry, _):
+        x, r, p, rho = carry
+        hp = matvec_fn(p)
+        curvature = dot_fn(p, hp)
+        size = quotient(rho, curvature, (curvature > 0) & (rho > tiny * start))
+        x, r = x + size * p, r - size * hp
+        z = precondition_fn(r)
+        rho, previous = dot_fn(r, z), rho
+        return (x, r, z + quotient(rho, previous, previous > 0) * p, rho), None
+
+    z = precondition_fn(b)
+    start = dot_fn(b, z)
+    carry = jnp.zeros_like(b), b, z, start
+    return jax.lax.scan(step, carry, length=num_steps)[0][0]

@@ -1,0 +1,95 @@
+"""Measurements spread over eight devices, in a process that sees eight."""
+
+import os
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.random as jr
+import pytest
+
+from jaxlr import sensing
+from jaxlr.core import loop
+
+
+FLAGS = "--xla_force_host_platform_device_count=8"
+HAS_EIGHT = FLAGS in os.environ.get("XLA_FLAGS", "")
+ROOT = Path(__file__).resolve().parents[2]
+eight = pytest.mark.skipif(not HAS_EIGHT, reason="by test_on_eight_devices")
+
+
+@pytest.mark.skipif(HAS_EIGHT, reason="runs here")
+def test_on_eight_devices():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        cwd=ROOT,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\b[1-9]\d* passed, 1 skipped", done.stdout)
+
+
+def problem_of(make=sensing.gaussian, m=480, **settings):
+    truth = sensing.low_rank(jr.key(0), (12, 12), 2, is_psd=True)
+    return sensing.measure(make(jr.key(1), (12, 12), m, **settings), truth)
+
+
+SOLVERS = {
+    "gd": lambda p: sensing.gd(p, num_columns=3, eta=0.3),
+    "gd_l1": lambda p: sensing.gd(p, num_columns=3, eta=0.01, loss="l1"),
+    "symmetric": lambda p: sensing.gd(p, num_columns=3, eta=0.3, is_symmetric=True),
+    "scaled_gd": lambda p: sensing.scaled_gd(p, num_columns=2),
+    "subgm": lambda p: sensing.subgm(p, num_columns=3, alpha=0.1, decay=0.9),
+}
+
+
+@eight
+@pytest.mark.parametrize("name", SOLVERS)
+def test_eight_devices_give_the_run_of_one(name):
+    assert jax.device_count() == 8
+    problem = problem_of()
+    want = loop.run(jr.key(2), SOLVERS[name](problem), 30)
+    got = sensing.run_sharded(jr.key(2), SOLVERS[name], problem, 30)
+    chex.assert_trees_all_close(got, want, rtol=2e-3, atol=2e-5)
+
+
+@eight
+def test_packed_and_symmetric_ensembles_are_spread_too():
+    for problem in (
+        problem_of(sensing.rademacher, storage="packed"),
+        problem_of(sensing.symmetric_gaussian),
+    ):
+        want = loop.run(jr.key(2), SOLVERS["gd"](problem), 30)
+        got = sensing.run_sharded(jr.key(2), SOLVERS["gd"], problem, 30)
+        chex.assert_trees_all_close(got, want, rtol=2e-3, atol=2e-5)
+
+
+@eight
+def test_a_step_sends_one_message():
+    problem = problem_of()
+
+    def hlo(num_steps):
+        run = jax.jit(
+            lambda key: sensing.run_sharded(key, SOLVERS["gd"], problem, num_steps)
+        )
+        return run.lower(jr.key(0)).as_text()
+
+    # Beside the one in the loop's body: the norm of y, once, before the loop.
+    assert len(re.findall("stablehlo.all_reduce", hlo(7))) == 2
+
+
+@eight
+@pytest.mark.misuse
+def test_misuse_is_named():
+    with pytest.raises(ValueError, match=r"multiple of the 8 `devices`, got 481"):
+        sensing.run_sharded(jr.key(0), SOLVERS["gd"], problem_of(m=481), 3)
+    drawn = problem_of(storage="regenerate")
+    with pytest.raises(ValueError, match="stored or packed rows to be spread"):
+        sensing.run_sharded(jr.key(0), SOLVERS["gd"], drawn, 3)
