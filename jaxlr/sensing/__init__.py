@@ -38,10 +38,13 @@ from jaxlr.sensing.problem import (
 )
 from jaxlr.sensing.sharded import run_sharded as run_sharded
 from jaxlr.sensing.solver import (
+    alternating_least_squares as alternating_least_squares,
+    alternating_sketched as alternating_sketched,
     descend as descend,
     FactorInfo as FactorInfo,
     Factors as Factors,
     FactorState as FactorState,
+    gauss_newton as gauss_newton,
     gd as gd,
     gd_rebalanced as gd_rebalanced,
     noisy_prec_gd as noisy_prec_gd,
@@ -51,5 +54,8 @@ from jaxlr.sensing.solver import (
     run_rebalanced as run_rebalanced,
     scale_by_gram as scale_by_gram,
     scaled_gd as scaled_gd,
+    soft_impute as soft_impute,
+    SoftImputeInfo as SoftImputeInfo,
+    SoftImputeState as SoftImputeState,
     subgm as subgm,
 )

@@ -58,16 +58,17 @@ def factor_info(problem, f, g, gap, damping) -> FactorInfo:
     )
 
 
-def conjugate_gradients(matvec_fn, b, *, num_steps, dot_fn, precondition_fn=None):
+def conjugate_gradients(
+    matvec_fn, b, *, num_steps, dot_fn, tolerance, precondition_fn=None
+):
     """Preconditioned conjugate gradients for H x = b from x = 0.
 
     H positive semi-definite, b in its range. Many systems at once where `dot_fn`
     returns one product a system, of a shape that broadcasts against x. A system stops
-    where its residual has fallen to rounding, beyond which the recurrence means
-    nothing and could diverge along the kernel of H.
+    where the preconditioned square of its residual has fallen by `tolerance`: beyond
+    rounding the recurrence means nothing, and diverges along the kernel of H.
     """
     precondition_fn = precondition_fn or (lambda r: r)
-    tiny = jnp.finfo(b.dtype).eps ** 2
 
     def quotient(a, b, is_valid):
         return jnp.where(is_valid, a / jnp.where(is_valid, b, 1), 0)
@@ -76,7 +77,7 @@ def conjugate_gradients(matvec_fn, b, *, num_steps, dot_fn, precondition_fn=None
         x, r, p, rho = carry
         hp = matvec_fn(p)
         curvature = dot_fn(p, hp)
-        size = quotient(rho, curvature, (curvature > 0) & (rho > tiny * start))
+        size = quotient(rho, curvature, (curvature > 0) & (rho > tolerance * start))
         x, r = x + size * p, r - size * hp
         z = precondition_fn(r)
         rho, previous = dot_fn(r, z), rho

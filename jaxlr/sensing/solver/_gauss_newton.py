@@ -96,6 +96,7 @@ def gauss_newton(
             -pull_back(gap),
             num_steps=num_cg_steps,
             dot_fn=lambda a, b: jnp.sum(a * b),
+            tolerance=jnp.finfo(y.dtype).eps ** 1.5,
         )
         info = _common.factor_info(problem, f, g, gap, 0.0)
         return FactorState(f + change[:n1], g + change[n1:]), info

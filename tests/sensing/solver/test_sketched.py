@@ -106,8 +106,9 @@ def test_short_rows_and_superfluous_columns_make_no_nan(is_x64):
             )()
             assert np.all(np.isfinite(infos.loss))
             # Conjugate gradients never increase what they minimize.
-            assert np.all(np.diff(infos.loss) <= 1e-6 * infos.loss[0])
-            assert infos.residual[-1] < infos.residual[0] / 3
+            assert np.all(np.diff(infos.loss) <= 1e-9 * infos.loss[0])
+            assert infos.residual[-1] < 1e-5 < infos.residual[0]
+            assert infos.relative_error[-1] < 1e3  # open directions do not drift
             np.testing.assert_array_equal(state.f[3], start.f[3])
             assert state.f.dtype == jnp.asarray(0.0).dtype
 
