@@ -1,6 +1,6 @@
 """What the sweep engine costs, against programs written by hand: ratios in one run.
 
-    python experiments/benchmarks/sweep_engine.py
+    python -m experiments.benchmarks.sweep_engine
 
 Factorized gradient descent, n = 50, k = 5, 2000 steps, 256 cells: `lab.sweep` against
 one hand-written `jit(vmap(run))`, and against a Python loop of jitted single runs. Each
@@ -9,14 +9,9 @@ with the start-up times of the command line. Writes
 `results/sweep_engine-<platform>.json` beside this file.
 """
 
-import datetime
-import json
 from pathlib import Path
-import platform
-import statistics
 import subprocess
 import sys
-import time
 
 import equinox as eqx
 import jax
@@ -26,6 +21,8 @@ import numpy as np
 
 from jaxlr import lab
 from jaxlr.core import Experiment
+
+from .timing import paired, provenance, write
 
 
 N, RANK, WIDTH, NUM_STEPS, NUM_CELLS = 50, 3, 5, 2000, 256
@@ -56,29 +53,6 @@ def run(key, hparams):
 
 EXPERIMENT_ = Experiment(run=run, hparams=HParams())
 ALPHAS = np.geomspace(1e-3, 1.0, NUM_CELLS)
-
-
-def seconds(function):
-    """Wall time of one call."""
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
-
-
-def paired(ours, theirs, repeats):
-    """Median seconds of both, and the median of the ratios of neighbors."""
-    ours()
-    theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
-    ratios = [a / b for a, b in pairs]
-    return {
-        "seconds": statistics.median(a for a, _ in pairs),
-        "other_seconds": statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "repeats": repeats,
-    }
 
 
 def count_compiles(function):
@@ -123,13 +97,7 @@ def main():
         9,
     )
     commands = paired(lambda: start(jaxlr, "--help"), lambda: start(jaxlr, "list"), 9)
-    device = jax.devices()[0]
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "device": device.device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
+    report = provenance() | {
         "size": {"n": N, "width": WIDTH, "steps": NUM_STEPS, "cells": NUM_CELLS},
         "against_jit_vmap": paired(engine, hand_written, 9),
         "against_python_loop": paired(engine, python_loop, 3),
@@ -138,10 +106,7 @@ def main():
         "import_jax_and_jaxlr_against_import_jax": imports,
         "help_against_list": commands,
     }
-    path = Path(__file__).parent / "results" / f"sweep_engine-{device.platform}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    write("sweep_engine", report)
 
 
 if __name__ == "__main__":

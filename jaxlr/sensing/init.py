@@ -16,13 +16,14 @@ from jaxlr.core import Hyper
 from jaxlr.sensing.operator import entries, EntrySampling, Operator
 
 
-def check_num_columns(num_columns: int, shape: tuple[int, int]) -> None:
-    """Raises `ValueError` unless it is an integer in 1..min(n1, n2)."""
+def check_num_columns(num_columns: int, shape: tuple[int, int] | None = None) -> None:
+    """Raises `ValueError` unless it is an integer >= 1, and fits `shape` if given."""
+    most = min(shape) if shape else num_columns
     is_integer = isinstance(num_columns, int | np.integer)
-    if not is_integer or not 1 <= num_columns <= min(shape):
+    if not is_integer or not 1 <= num_columns <= most:
+        valid = f"in 1..{most} (the smaller side of {shape})" if shape else ">= 1"
         raise ValueError(
-            f"`num_columns` must be an integer in 1..{min(shape)} (the smaller side of "
-            f"{shape}), got {num_columns}."
+            f"`num_columns` must be an integer {valid}, got {num_columns}."
         )
 
 
@@ -61,8 +62,7 @@ def small_random(
         arXiv:2310.01769.
     """
     n1, n2 = shape
-    if not isinstance(num_columns, int | np.integer) or num_columns < 1:
-        raise ValueError(f"`num_columns` must be an integer >= 1, got {num_columns}.")
+    check_num_columns(num_columns)
     _check_square(shape, is_symmetric)
     if not isinstance(imbalance, Tracer) and not np.all(np.asarray(imbalance) > 0):
         raise ValueError(f"`imbalance` must be positive, got {imbalance}.")

@@ -6,8 +6,12 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from jaxlr.sensing.operator import entries, EntrySampling, Identity
-from jaxlr.sensing.problem import relative_error, SensingProblem
-from jaxlr.sensing.solver._descent import FactorInfo
+from jaxlr.sensing.problem import (
+    check_unquantized,
+    relative_error,
+    SensingProblem,
+)
+from jaxlr.sensing.solver._descent import FactorInfo, FactorState, initial_factors
 
 
 def measurements(problem: SensingProblem, solver: str) -> Float[Array, "..."]:
@@ -16,10 +20,7 @@ def measurements(problem: SensingProblem, solver: str) -> Float[Array, "..."]:
     Raises:
         ValueError: If they are levels of a quantizer: least squares cannot fit them.
     """
-    if problem.quantizer is not None:
-        raise ValueError(
-            f"`problem` must not be quantized: `{solver}` fits numbers, not levels."
-        )
+    check_unquantized(problem, solver)
     return problem.y.astype(jnp.result_type(problem.y, 0.0))
 
 
@@ -46,6 +47,19 @@ def transpose(operator: EntrySampling) -> EntrySampling:
     """The operator that observes the same entries of M^T, in the same order."""
     n1, n2 = operator.shape
     return entries(operator.cols, operator.rows, (n2, n1))
+
+
+def spectral_state(key, problem, num_columns, num_active) -> FactorState:
+    """The spectral start, its columns from `num_active` on being zero."""
+    factors = initial_factors(
+        key,
+        problem,
+        num_columns=num_columns,
+        start="spectral",
+        alpha=1.0,
+        num_active=num_active,
+    )
+    return FactorState(factors.f, factors.g)
 
 
 def factor_info(problem, f, g, gap, damping) -> FactorInfo:

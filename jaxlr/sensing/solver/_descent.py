@@ -151,16 +151,6 @@ def _dtype(problem):
     return jnp.result_type(problem.y, 0.0)
 
 
-def check_num_columns(problem: SensingProblem, num_columns: int, *, most: int = 0):
-    """Raises `ValueError` unless it is an integer >= 1, and <= `most` if that is."""
-    is_valid = isinstance(num_columns, int | np.integer) and num_columns >= 1
-    if not is_valid or (most and num_columns > most):
-        valid = f"in 1..{most} (the smaller side)" if most else ">= 1"
-        raise ValueError(
-            f"`num_columns` must be an integer {valid}, got {num_columns}."
-        )
-
-
 def check_symmetric(problem: SensingProblem) -> None:
     """Raises `ValueError` for a target that no X X^T is, as far as it is known."""
     n1, n2 = problem.operator.shape
@@ -272,7 +262,7 @@ def descend(
             asked for a target that is not square, or known and not positive
             semi-definite; on an unknown `start`, `loss` or `implementation`.
     """
-    check_num_columns(problem, num_columns)
+    starts.check_num_columns(num_columns)
     if is_symmetric:
         check_symmetric(problem)
     transformation = optax.with_extra_args_support(transformation)

@@ -14,7 +14,7 @@ from jaxlr.core import Hyper, Solver
 from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
-from jaxlr.sensing.solver._descent import FactorInfo, FactorState, initial_factors
+from jaxlr.sensing.solver._descent import FactorInfo, FactorState
 
 
 def gauss_newton(
@@ -67,16 +67,7 @@ def gauss_newton(
     damping = jnp.asarray(damping, y.dtype)
 
     def init(key: Key[Array, ""]) -> FactorState:
-        return FactorState(
-            *initial_factors(
-                key,
-                problem,
-                num_columns=num_columns,
-                start="spectral",
-                alpha=1.0,
-                num_active=num_active,
-            )
-        )
+        return _common.spectral_state(key, problem, num_columns, num_active)
 
     def step(key: Key[Array, ""], state: FactorState) -> tuple[FactorState, FactorInfo]:
         del key

@@ -15,7 +15,7 @@ from jaxlr.core import Hyper, Solver
 from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
-from jaxlr.sensing.solver._descent import FactorInfo, FactorState, initial_factors
+from jaxlr.sensing.solver._descent import FactorInfo, FactorState
 
 
 def alternating_sketched(
@@ -106,16 +106,7 @@ def alternating_sketched(
         return jnp.where(jnp.any(g != 0, axis=0), f + change, 0)
 
     def init(key: Key[Array, ""]) -> FactorState:
-        return FactorState(
-            *initial_factors(
-                key,
-                problem,
-                num_columns=num_columns,
-                start="spectral",
-                alpha=1.0,
-                num_active=num_active,
-            )
-        )
+        return _common.spectral_state(key, problem, num_columns, num_active)
 
     def step(key: Key[Array, ""], state: FactorState) -> tuple[FactorState, FactorInfo]:
         f_key, g_key = jr.split(key)

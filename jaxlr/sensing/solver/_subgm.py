@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxlr.core import errors, Hyper, Solver
 from jaxlr.kernels import Implementation
 from jaxlr.linalg import matmul
+from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.operator import residual_adjoint
 from jaxlr.sensing.problem import (
     check_unquantized,
@@ -16,7 +17,6 @@ from jaxlr.sensing.problem import (
     SensingProblem,
 )
 from jaxlr.sensing.solver._descent import (
-    check_num_columns,
     check_symmetric,
     FactorInfo,
     FactorState,
@@ -78,7 +78,7 @@ def subgm(
         2022. arXiv:2202.08788.
         Polyak. "Minimization of unsmooth functionals". 1969.
     """
-    check_num_columns(problem, num_columns)
+    check_num_columns(num_columns)
     check_symmetric(problem)
     check_unquantized(problem, "subgm")
     if not callable(schedule) and schedule not in SCHEDULES:

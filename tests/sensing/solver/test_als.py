@@ -200,5 +200,7 @@ def test_misuse_is_named():
         jnp.ones((7, 6)),
         quantizer=sensing.problem.Quantizer(jnp.zeros(1), 1.0),
     )
-    with pytest.raises(ValueError, match=r"must not be quantized: `alternating_least"):
+    with pytest.raises(
+        ValueError, match=r"`alternating_least_squares` needs measurements"
+    ):
         alternating_least_squares(levels, num_columns=2)

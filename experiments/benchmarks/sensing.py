@@ -1,0 +1,202 @@
+"""What matrix sensing costs: the hot loop, its storage, lanes, and completion.
+
+    python -m experiments.benchmarks.sensing
+
+Each pair is measured in turn (A B A B ...) and the median of the pairwise ratios kept.
+Every target has its verdict beside it. Writes `results/sensing-<platform>.json`.
+"""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from jaxlr import kernels, sensing
+from jaxlr.core import compat, loop
+from jaxlr.sensing import theory
+
+from .timing import paired, provenance, write
+
+
+N, RANK, M = 128, 5, 1024
+MIB = 2**20
+
+
+def factors(n, num_lanes=None):
+    """Random F and G, or lanes of them."""
+    shape = (n, RANK) if num_lanes is None else (num_lanes, n, RANK)
+    return tuple(jr.normal(key, shape) / n**0.5 for key in jr.split(jr.key(1)))
+
+
+def called(function, *args):
+    """A call that waits for its results."""
+    return lambda: jax.block_until_ready(function(*args))
+
+
+def gradient(operator):
+    """The l2 gradient on random measurements, compiled."""
+    y = jr.normal(jr.key(2), operator.measurement_shape)
+    # Rows are an argument: as a constant they would be copied into the program.
+    compiled = jax.jit(sensing.residual_gradient)
+    return lambda f, g: compiled(operator, f, g, y)
+
+
+def one_pass_against_two(operator):
+    """Blocks of rows read once and used twice, against two products with all rows."""
+    x, y = jr.normal(jr.key(1), (N * N,)), jr.normal(jr.key(2), (M,))
+
+    def of(block_rows):
+        compiled = jax.jit(kernels.residual_adjoint, static_argnames=("scale", "block_rows"))
+        return called(
+            lambda: compiled(operator.rows, x, y, scale=M**-0.5, block_rows=block_rows)
+        )
+
+    two = of(M)
+    rows = {num: paired(two, of(num), 7) for num in (8, 32, 128)}
+    best = max(rows, key=lambda num: rows[num]["ratio"])
+    row_bytes = operator.rows.raw.nbytes
+    return {
+        "two_passes_over_one": {str(num): timing for num, timing in rows.items()},
+        "bytes_read": {"one_pass": row_bytes, "two_passes": 2 * row_bytes},
+        "target": "the faster is the default on this platform; >= 1.3 on a GPU or TPU",
+        "default": "two passes",
+        "holds": rows[best]["ratio"] <= 1.05,
+    }
+
+
+def storage():
+    """Bytes and time of packed signs and of regenerated normals, against stored ones."""
+    f, g = factors(N)
+    dense = sensing.rademacher(jr.key(0), (N, N), M)
+    packed = sensing.rademacher(jr.key(0), (N, N), M, storage="packed")
+    normals = sensing.gaussian(jr.key(0), (N, N), M)
+    drawn = sensing.gaussian(jr.key(0), (N, N), M, storage="regenerate")
+    share = packed.rows.words.nbytes / dense.rows.raw.nbytes
+
+    big = sensing.gaussian(jr.key(0), (512, 512), 5120, storage="regenerate")
+    y = jnp.zeros(5120)
+    compiled = jax.jit(sensing.residual_gradient).lower(big, *factors(512), y).compile()
+    sizes = compiled.memory_analysis()
+    peak = (
+        sizes.temp_size_in_bytes
+        + sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+    )
+    return {
+        "packed_over_dense": paired(
+            called(gradient(packed), f, g), called(gradient(dense), f, g), 5
+        )
+        | {"bytes_share": share, "target": "bytes <= 1/30", "holds": share <= 1 / 30},
+        "regenerated_over_dense": paired(
+            called(gradient(drawn), f, g), called(gradient(normals), f, g), 3
+        )
+        | {
+            "peak_mib_at_n_512_m_5120": peak / MIB,
+            "dense_mib": 4 * 512**2 * 5120 / MIB,
+            "target": "peak <= 64 MiB",
+            "holds": peak <= 64 * MIB,
+        },
+    }
+
+
+def lanes(operator):
+    """32 configurations that share an operator, against one."""
+    one = gradient(operator)
+    many = jax.vmap(one)
+    timing = paired(called(many, *factors(N, 32)), called(one, *factors(N)), 7)
+    return timing | {"target": "<= 4", "holds": timing["ratio"] <= 4}
+
+
+def numpy_als(rows, cols, y, f, g, num_sweeps):
+    """Alternating least squares row by row: LAPACK's least squares, no JAX."""
+
+    def solve(index, other_index, other, values, num_rows):
+        order = np.argsort(index, kind="stable")
+        starts = np.searchsorted(index[order], np.arange(num_rows + 1))
+        out = np.zeros((num_rows, other.shape[1]))
+        for i in range(num_rows):
+            here = order[starts[i] : starts[i + 1]]
+            if len(here):
+                out[i] = np.linalg.lstsq(
+                    other[other_index[here]], values[here], rcond=None
+                )[0]
+        return out
+
+    for _ in range(num_sweeps):
+        f = solve(rows, cols, g, y, len(f))
+        g = solve(cols, rows, f, y, len(g))
+    return f, g
+
+
+def completion(n=500, oversampling=2.5, num_seeds=10, num_sweeps=60):
+    """Sweeps of exact ALS, against NumPy's; success over seeds, float64."""
+    m = round(oversampling * theory.degrees_of_freedom((n, n), RANK))
+
+    def problem_of(key):
+        truth_key, mask_key = jr.split(key)
+        truth = sensing.low_rank(truth_key, (n, n), RANK)
+        return sensing.measure(sensing.entry_sampling(mask_key, (n, n), m), truth)
+
+    def error(key):
+        solver = sensing.alternating_least_squares(problem_of(key), num_columns=RANK)
+        return loop.run(key, solver, num_sweeps)[1].relative_error[-1]
+
+    errors = np.array([jax.jit(error)(jr.key(seed)) for seed in range(num_seeds)])
+    problem = problem_of(jr.key(0))
+    solver = sensing.alternating_least_squares(problem, num_columns=RANK)
+    state = solver.init(jr.key(0))
+    sweeps = jax.jit(lambda state: loop.run(jr.key(0), solver, 10, state=state)[0])
+    operator = problem.operator
+    arrays = [np.asarray(x) for x in (operator.rows, operator.cols, problem.y)]
+    start = [np.asarray(x) for x in state.factors]
+    ours, theirs = sweeps(state), numpy_als(*arrays, *start, 10)
+    np.testing.assert_allclose(
+        ours.f @ ours.g.T, theirs[0] @ theirs[1].T, rtol=1e-6, atol=1e-9
+    )
+    timing = paired(called(sweeps, state), lambda: numpy_als(*arrays, *start, 10), 5)
+    rate = float(np.mean(errors <= 1e-6))
+    return timing | {
+        "n": n,
+        "measurements_per_degree_of_freedom": oversampling,
+        "seeds": num_seeds,
+        "success_rate": rate,
+        "target": "ratio < 1 and success rate 1",
+        "holds": timing["ratio"] < 1 and rate == 1,
+    }
+
+
+def sketch_crossover(ranks=(5, 16, 64), n=1000):
+    """Time of a sweep of sketched ALS over one of exact ALS, as k grows."""
+    found = {}
+    for k in ranks:
+        m = round(2.5 * theory.degrees_of_freedom((n, n), k))
+        truth = sensing.low_rank(jr.key(0), (n, n), k)
+        problem = sensing.measure(sensing.entry_sampling(jr.key(1), (n, n), m), truth)
+        steps = []
+        for make in (sensing.alternating_sketched, sensing.alternating_least_squares):
+            solver = make(problem, num_columns=k)
+            step = jax.jit(lambda state, s=solver: s.step(jr.key(3), state)[0])
+            steps.append(called(step, solver.init(jr.key(2))))
+        found[str(k)] = paired(*steps, 3)
+    return {"sketched_over_exact": found, "n": n}
+
+
+def main():
+    """Measure, print, and keep as JSON."""
+    operator = sensing.gaussian(jr.key(0), (N, N), M)
+    report = provenance() | {
+        "size": {"n": N, "k": RANK, "m": M, "dtype": "float32"},
+        "residual_gradient": one_pass_against_two(operator),
+        "storage": storage(),
+        "lanes_32_over_1": lanes(operator),
+        "sketched": sketch_crossover(),
+        "gpu": "not measured",
+        "tpu": "not measured",
+    }
+    with compat.x64(True):
+        report["als_over_numpy"] = completion()
+    write("sensing", report)
+
+
+if __name__ == "__main__":
+    main()

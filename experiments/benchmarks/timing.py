@@ -1,0 +1,53 @@
+"""What the benchmarks share: timing in pairs, provenance, the file of results."""
+
+import datetime
+import json
+from pathlib import Path
+import platform
+import statistics
+import time
+
+import jax
+
+
+def seconds(function):
+    """Wall time of one call."""
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+def paired(ours, theirs, repeats):
+    """Median seconds of both, and the median of the ratios of neighbors."""
+    ours()
+    theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    ratios = [a / b for a, b in pairs]
+    return {
+        "seconds": statistics.median(a for a, _ in pairs),
+        "other_seconds": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "repeats": repeats,
+    }
+
+
+def provenance():
+    """Where and when the figures were measured."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": jax.devices()[0].device_kind,
+        "processor": platform.processor() or platform.machine(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write(name, report):
+    """Print the figures, and keep them as `results/<name>-<platform>.json`."""
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(report, indent=1)
+    (folder / f"{name}-{jax.devices()[0].platform}.json").write_text(text + "\n")
+    print(text)
