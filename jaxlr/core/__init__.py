@@ -10,6 +10,7 @@ from jaxlr.core.optimizer import (
 from jaxlr.core.types import (
     Axis as Axis,
     Claim as Claim,
+    Count as Count,
     Experiment as Experiment,
     Hyper as Hyper,
     LogUniform as LogUniform,

@@ -5,13 +5,17 @@ import dataclasses
 import math
 from typing import Any, NamedTuple, TypeAlias
 
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, Num, PyTree
 import numpy as np
 import numpy.typing as npt
 
 
 Hyper: TypeAlias = float | Float[Array, ""]
 """A hyper-parameter: a number or a traced scalar, so that sweeping it is free."""
+
+
+Count: TypeAlias = int | Num[Array, ""]
+"""A number of things that may be a traced scalar."""
 
 
 class Solver(NamedTuple):

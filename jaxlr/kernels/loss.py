@@ -15,7 +15,9 @@ _LOSSES = ("l2", "l1", "huber")
 
 
 def loss_value(
-    loss: Loss, residual: Float[Array, "..."], huber_delta: Hyper = 1.0
+    loss: Loss,
+    residual: Float[Array, "..."],
+    huber_delta: Hyper | Float[Array, "..."] = 1.0,
 ) -> Float[Array, ""]:
     """Sum of rho over the residual.
 
@@ -36,7 +38,9 @@ def loss_value(
 
 
 def loss_slope(
-    loss: Loss, residual: Float[Array, "..."], huber_delta: Hyper = 1.0
+    loss: Loss,
+    residual: Float[Array, "..."],
+    huber_delta: Hyper | Float[Array, "..."] = 1.0,
 ) -> Float[Array, "..."]:
     """psi, the derivative of rho, entry by entry; see `loss_value`.
 

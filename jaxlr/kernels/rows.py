@@ -13,7 +13,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Inexact, Key, UInt32
+from jaxtyping import Array, Float, Inexact, Key, Num, UInt32
 import numpy as np
 
 
@@ -66,7 +66,7 @@ class Rows(eqx.Module):
         row_bytes = self.size * jnp.dtype(dtype).itemsize
         return min(self.num_rows, max(_BLOCK_BYTES // row_bytes // TILE, 1) * TILE)
 
-    def dot(self, x: Inexact[Array, " size"]) -> Inexact[Array, " m"]:
+    def dot(self, x: Num[Array, " size"]) -> Inexact[Array, " m"]:
         """A x: 2 m size flops; 64 MiB at most up to size 2^18 in float32.
 
         Raises:
@@ -80,7 +80,7 @@ class Rows(eqx.Module):
 
         return scan_blocks(self, self.default_block_rows(dtype), body, ())[1]
 
-    def transpose_dot(self, z: Inexact[Array, " m"]) -> Inexact[Array, " size"]:
+    def transpose_dot(self, z: Num[Array, " m"]) -> Inexact[Array, " size"]:
         """A^T z: flops and memory as `dot`.
 
         Raises:

@@ -13,7 +13,7 @@ import jax
 from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Num
 import numpy as np
 
 from jaxlr import linalg
@@ -66,7 +66,7 @@ class Quantizer(eqx.Module):
         return jnp.sum(noisy[..., None] > self.thresholds, axis=-1).astype(x.dtype)
 
     def log_likelihood(
-        self, levels: Float[Array, "..."], x: Float[Array, "..."]
+        self, levels: Num[Array, "..."], x: Float[Array, "..."]
     ) -> Float[Array, "..."]:
         """Log P(level | x), for each pair; finite, as is its slope, far in the tails.
 

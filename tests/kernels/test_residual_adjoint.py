@@ -269,7 +269,7 @@ def test_losses_and_slopes():
         np.testing.assert_allclose(grad_delta, np.maximum(a - DELTA, 0).sum(), 1e-15)
         curvature = jax.grad(lambda r: loss_slope("l1", r).sum())(r)
         np.testing.assert_array_equal(curvature, 0.0)
-    assert np.isnan(loss_slope("l1", jnp.nan))
+    assert np.isnan(loss_slope("l1", jnp.asarray(jnp.nan)))
 
 
 def test_default_is_xla_and_memory_is_bounded():

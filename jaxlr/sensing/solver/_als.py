@@ -11,7 +11,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Key
 import numpy as np
 
-from jaxlr.core import Hyper, Solver
+from jaxlr.core import Count, Hyper, Solver
 from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
@@ -22,7 +22,7 @@ def alternating_least_squares(
     problem: SensingProblem,
     *,
     num_columns: int,
-    num_active: Hyper | None = None,
+    num_active: Count | None = None,
     damping: Hyper = 0.0,
 ) -> Solver:
     """Minimize over F, then over G, and again; each by one k-by-k solve a row.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
 
-from jaxlr.core import errors, Hyper, Solver
+from jaxlr.core import Count, errors, Hyper, Solver
 from jaxlr.kernels import Implementation, Loss, loss_value
 from jaxlr.sensing import init as starts
 from jaxlr.sensing.operator import residual_gradient
@@ -27,7 +27,7 @@ class DescentSettings(TypedDict, total=False):
     alpha: Hyper
     imbalance: Hyper
     is_symmetric: bool
-    num_active: Hyper | None
+    num_active: Count | None
     loss: Loss | None
     huber_delta: Hyper
     implementation: Implementation | None
@@ -180,7 +180,7 @@ def initial_factors(
     alpha: Hyper,
     imbalance: Hyper = 1.0,
     is_symmetric: bool = False,
-    num_active: Hyper | None = None,
+    num_active: Count | None = None,
 ) -> Factors:
     """Where a method on factors starts, its columns from `num_active` on being zero.
 
@@ -226,7 +226,7 @@ def descend(
     alpha: Hyper = 0.1,
     imbalance: Hyper = 1 / 3,
     is_symmetric: bool = False,
-    num_active: Hyper | None = None,
+    num_active: Count | None = None,
     loss: Loss | None = None,
     huber_delta: Hyper = 1.0,
     implementation: Implementation | None = None,

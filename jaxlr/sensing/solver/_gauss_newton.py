@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 import numpy as np
 
-from jaxlr.core import Hyper, Solver
+from jaxlr.core import Count, Hyper, Solver
 from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
@@ -21,7 +21,7 @@ def gauss_newton(
     problem: SensingProblem,
     *,
     num_columns: int,
-    num_active: Hyper | None = None,
+    num_active: Count | None = None,
     damping: Hyper = 0.0,
     num_cg_steps: int = 50,
 ) -> Solver:

@@ -6,7 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxlr.core import errors, Hyper, Solver
+from jaxlr.core import Count, errors, Hyper, Solver
 from jaxlr.kernels import Implementation
 from jaxlr.linalg import matmul
 from jaxlr.sensing.init import check_num_columns
@@ -39,7 +39,7 @@ def subgm(
     minimum: Hyper = 0.0,
     start: Start = "sign_spectral",
     alpha: Hyper = 1e-6,
-    num_active: Hyper | None = None,
+    num_active: Count | None = None,
     implementation: Implementation | None = None,
 ) -> Solver:
     """Subgradient method on ||A(U U^T) - y||_1: gross outliers do not matter.
