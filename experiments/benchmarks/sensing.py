@@ -6,6 +6,9 @@ Each pair is measured in turn (A B A B ...) and the median of the pairwise ratio
 Every target has its verdict beside it. Writes `results/sensing-<platform>.json`.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -33,6 +36,11 @@ def called(function, *args):
     return lambda: jax.block_until_ready(function(*args))
 
 
+def num_bytes(operator):
+    """What an operator stores."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(operator))
+
+
 def gradient(operator):
     """The l2 gradient on random measurements, compiled."""
     y = jr.normal(jr.key(2), operator.measurement_shape)
@@ -46,7 +54,8 @@ def one_pass_against_two(operator):
     x, y = jr.normal(jr.key(1), (N * N,)), jr.normal(jr.key(2), (M,))
 
     def of(block_rows):
-        compiled = jax.jit(kernels.residual_adjoint, static_argnames=("scale", "block_rows"))
+        static = ("scale", "block_rows")
+        compiled = jax.jit(kernels.residual_adjoint, static_argnames=static)
         return called(
             lambda: compiled(operator.rows, x, y, scale=M**-0.5, block_rows=block_rows)
         )
@@ -54,7 +63,7 @@ def one_pass_against_two(operator):
     two = of(M)
     rows = {num: paired(two, of(num), 7) for num in (8, 32, 128)}
     best = max(rows, key=lambda num: rows[num]["ratio"])
-    row_bytes = operator.rows.raw.nbytes
+    row_bytes = num_bytes(operator)
     return {
         "two_passes_over_one": {str(num): timing for num, timing in rows.items()},
         "bytes_read": {"one_pass": row_bytes, "two_passes": 2 * row_bytes},
@@ -65,18 +74,18 @@ def one_pass_against_two(operator):
 
 
 def storage():
-    """Bytes and time of packed signs and of regenerated normals, against stored ones."""
+    """Bytes and time of packed signs, and of regenerated normals, over stored ones."""
     f, g = factors(N)
     dense = sensing.rademacher(jr.key(0), (N, N), M)
     packed = sensing.rademacher(jr.key(0), (N, N), M, storage="packed")
     normals = sensing.gaussian(jr.key(0), (N, N), M)
     drawn = sensing.gaussian(jr.key(0), (N, N), M, storage="regenerate")
-    share = packed.rows.words.nbytes / dense.rows.raw.nbytes
+    share = num_bytes(packed) / num_bytes(dense)
 
     big = sensing.gaussian(jr.key(0), (512, 512), 5120, storage="regenerate")
     y = jnp.zeros(5120)
     compiled = jax.jit(sensing.residual_gradient).lower(big, *factors(512), y).compile()
-    sizes = compiled.memory_analysis()
+    sizes: Any = compiled.memory_analysis()
     peak = (
         sizes.temp_size_in_bytes
         + sizes.argument_size_in_bytes
@@ -146,14 +155,15 @@ def completion(n=500, oversampling=2.5, num_seeds=10, num_sweeps=60):
     solver = sensing.alternating_least_squares(problem, num_columns=RANK)
     state = solver.init(jr.key(0))
     sweeps = jax.jit(lambda state: loop.run(jr.key(0), solver, 10, state=state)[0])
-    operator = problem.operator
-    arrays = [np.asarray(x) for x in (operator.rows, operator.cols, problem.y)]
-    start = [np.asarray(x) for x in state.factors]
-    ours, theirs = sweeps(state), numpy_als(*arrays, *start, 10)
+    operator: Any = problem.operator
+    arrays = operator.rows, operator.cols, problem.y, state.f, state.g
+    arrays = [np.asarray(x) for x in arrays]
+    theirs_fn = functools.partial(numpy_als, *arrays, num_sweeps=10)
+    ours, theirs = sweeps(state), theirs_fn()
     np.testing.assert_allclose(
         ours.f @ ours.g.T, theirs[0] @ theirs[1].T, rtol=1e-6, atol=1e-9
     )
-    timing = paired(called(sweeps, state), lambda: numpy_als(*arrays, *start, 10), 5)
+    timing = paired(called(sweeps, state), theirs_fn, 5)
     rate = float(np.mean(errors <= 1e-6))
     return timing | {
         "n": n,
@@ -165,7 +175,7 @@ def completion(n=500, oversampling=2.5, num_seeds=10, num_sweeps=60):
     }
 
 
-def sketch_crossover(ranks=(5, 16, 64), n=1000):
+def sketch_crossover(ranks=(5, 16, 32), n=1000):
     """Time of a sweep of sketched ALS over one of exact ALS, as k grows."""
     found = {}
     for k in ranks:
@@ -177,7 +187,7 @@ def sketch_crossover(ranks=(5, 16, 64), n=1000):
             solver = make(problem, num_columns=k)
             step = jax.jit(lambda state, s=solver: s.step(jr.key(3), state)[0])
             steps.append(called(step, solver.init(jr.key(2))))
-        found[str(k)] = paired(*steps, 3)
+        found[str(k)] = paired(steps[0], steps[1], 3)
     return {"sketched_over_exact": found, "n": n}
 
 

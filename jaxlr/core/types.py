@@ -14,7 +14,7 @@ Hyper: TypeAlias = float | Float[Array, ""]
 """A hyper-parameter: a number or a traced scalar, so that sweeping it is free."""
 
 
-Count: TypeAlias = int | Num[Array, ""]
+Count: TypeAlias = int | float | Num[Array, ""]
 """A number of things that may be a traced scalar."""
 
 

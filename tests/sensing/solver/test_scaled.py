@@ -132,5 +132,5 @@ def test_misuse_is_named():
     levels = sensing.quantize(jr.key(0), population(1.0), sensing.Quantizer([0.0], 1.0))
     with pytest.raises(ValueError, match="`prec_gd` needs measurements that are num"):
         sensing.prec_gd(levels, num_columns=2)
-    with pytest.raises(ValueError, match="`loss` must be l2, .*got 'l1'"):
+    with pytest.raises(ValueError, match=r"`loss` must be l2, .*got 'l1'"):
         sensing.prec_gd(population(1.0), num_columns=2, loss="l1")
