@@ -219,6 +219,14 @@ def test_the_rip_constant_is_that_of_the_worst_matrix():
         assert blunt < got
 
 
+def test_the_rip_constant_sees_what_is_not_measured():
+    """A row in the kernel: the least ratio, 0, is farther from 1 than the largest."""
+    blind = ops.kronecker(jnp.diag(jnp.array([1.0, 1, 1, 0])), jnp.eye(4))
+    np.testing.assert_allclose(
+        blind.rip_constant(jr.key(0), rank=1, num_steps=60), 1, atol=1e-3
+    )
+
+
 def test_the_rip_constant_falls_with_measurements_and_grows_with_rank():
     def constant(m, rank):
         operator = ops.gaussian(jr.key(1), (12, 10), m)
