@@ -215,11 +215,23 @@ HALF = {  # bounds on m / d at which half of the seeds succeed, and where all do
 
 
 def claims(results) -> list[Claim]:
-    """Nothing below d; half, and all, at small multiples of it."""
+    """Nothing below d; half, and all, at small multiples of it.
+
+    Raises:
+        ValueError: If these results lack a method from Gaussian measurements, or have
+            cells of which nothing is claimed.
+    """
     oversampling = _oversampling(results)
-    present = zip(results["ensemble"].values, results["method"].values, strict=True)
+    present = list(
+        zip(results["ensemble"].values, results["method"].values, strict=True)
+    )
+    for kind in KINDS[:2]:
+        if kind not in present:
+            raise ValueError(f"No cell of these results has {kind}.")
     found, halves = [], {}
     for kind in present:
+        if kind not in HALF:
+            raise ValueError(f"Nothing is claimed of {kind}; of {list(HALF)} it is.")
         success = _success(results, kind)
         low, high, full = HALF[kind]
         name = f"{kind[0]}, {kind[1]}"

@@ -178,8 +178,15 @@ AXES = {"photo": ("china", "flower"), "outlier_share": (0.0, 0.1, 0.2, 0.3)}
 
 
 def claims(results) -> list[Claim]:
-    """Huber against squares, shares, stopping; every photograph and seed."""
+    """Huber against squares, shares, stopping; every photograph and seed.
+
+    Raises:
+        ValueError: If these results lack a share of 0, or any other.
+    """
     shares = np.sort(results["outlier_share"].values)
+    for is_there, what in ((0 in shares[:1], "= 0"), (np.any(shares > 0), "> 0")):
+        if not is_there:
+            raise ValueError(f"No cell of these results has outlier_share {what}.")
     spoilt = results.sel(outlier_share=shares[1:])
     least, most = shares[1], shares[-1]
     huber, l2 = results["huber_recovered_psnr"], results["l2_recovered_psnr"]

@@ -2,8 +2,10 @@
 
 from typing import Literal, TypeAlias
 
+from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
 from jaxlr.core import errors
 from jaxlr.core.types import Hyper
@@ -28,7 +30,7 @@ def loss_value(
         huber_delta: delta, in the units of r.
 
     Raises:
-        ValueError: On an unknown `loss`.
+        ValueError: On an unknown `loss`; if delta is known while tracing and not > 0.
     """
     slope = loss_slope(loss, residual, huber_delta)
     if loss == "l1":  # not `abs`, whose derivative at 0 is not 0 in JAX
@@ -45,7 +47,7 @@ def loss_slope(
     """psi, the derivative of rho, entry by entry; see `loss_value`.
 
     Raises:
-        ValueError: On an unknown `loss`.
+        ValueError: As `loss_value`.
     """
     check_loss(loss)
     residual = jnp.asarray(residual)
@@ -55,6 +57,8 @@ def loss_slope(
         # jnp.sign, NaN kept too; but its Mosaic form asks which TPU this machine has.
         below = jnp.where(residual < 0, -1.0, 0 * residual)
         return jnp.where(residual > 0, 1.0, below)
+    if not isinstance(huber_delta, Tracer) and np.any(np.asarray(huber_delta) <= 0):
+        raise ValueError(f"`huber_delta` must be > 0, got {huber_delta}.")
     delta = jnp.asarray(huber_delta, residual.dtype)
     return jnp.minimum(jnp.maximum(residual, -delta), delta)
 

@@ -107,7 +107,7 @@ def residual_adjoint(
         elif block_rows < rows.num_rows or block_rows < 1:
             _check_block_rows(block_rows, multiple)
         return _xla(*args, loss, float(scale), block_rows)
-    _check_kernel(*args)
+    _check_kernel(rows, x, y)
     multiple = (
         _SUBLANE * 4 // rows.dtype.itemsize if isinstance(rows, StoredRows) else 8
     )
@@ -125,7 +125,7 @@ def _check_block_rows(block_rows, multiple):
         )
 
 
-def _check_kernel(rows, x, y, delta):
+def _check_kernel(rows, x, y):
     if not isinstance(rows, StoredRows | PackedSigns | NormalRows):
         raise ValueError(f"`rows` must be stored, packed or drawn, got {type(rows)}.")
     allowed = (

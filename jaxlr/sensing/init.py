@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlr import linalg
 from jaxlr.core import Hyper
-from jaxlr.sensing.operator import entries, EntrySampling, Operator
+from jaxlr.sensing.operator import EntrySampling, Operator
 
 
 def check_num_columns(num_columns: int, shape: tuple[int, int] | None = None) -> None:
@@ -121,8 +121,7 @@ def spectral(
         f = _psd_factor(operator.adjoint(z), num_columns)
         return f, f
     if isinstance(operator, EntrySampling) and operator.is_sparse:
-        n1, n2 = operator.shape
-        transposed = entries(operator.cols, operator.rows, (n2, n1))
+        transposed = operator.transpose()
         u, s, vt = linalg.randomized_svd(
             jr.key(0),
             lambda x: operator.adjoint_matmul(z, x),

@@ -70,6 +70,8 @@ class Quantizer(eqx.Module):
     ) -> Float[Array, "..."]:
         """Log P(level | x), for each pair; finite, as is its slope, far in the tails.
 
+        As far as x has digits left that tell neighboring thresholds apart.
+
         Args:
             levels: Integers 0..L-1, of any type; others get NaN.
             x: Numbers of the same shape.
@@ -113,8 +115,10 @@ class SensingProblem(eqx.Module):
     """
 
     operator: Operator
-    y: Float[Array, "..."]
-    truth: Float[Array, "n1 n2"] | None = None
+    y: Float[Array, "..."] = eqx.field(converter=jnp.asarray)
+    truth: Float[Array, "n1 n2"] | None = eqx.field(
+        converter=lambda x: None if x is None else jnp.asarray(x), default=None
+    )
     quantizer: Quantizer | None = None
 
     def __check_init__(self):
@@ -336,6 +340,11 @@ def relative_error(
     """||F G^T - M||_F / ||M||_F, dimensionless; 2 n1 n2 k flops."""
     gap = jnp.linalg.norm(linalg.matmul(f, g.T) - truth)
     return gap / jnp.linalg.norm(truth)
+
+
+def relative(value: Float[Array, ""], scale: Float[Array, ""]) -> Float[Array, ""]:
+    """`value / scale`; `value` itself where the scale is 0."""
+    return value / jnp.where(scale > 0, scale, 1)
 
 
 def psnr(

@@ -5,7 +5,8 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec as P
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Key
 
 from jaxlr.core import compat, loop, Solver
@@ -36,7 +37,7 @@ def run_sharded(
     Args:
         key: As `loop.run`.
         solver_fn: `solver_fn(problem) -> Solver`, such as `gd` with its settings; it is
-            given this device's share of the problem.
+            given this device's share of the problem, and uses no Pallas kernel.
         problem: Of stored or packed measurements of independent entries. Its arrays may
             lie on one device, or be spread over `devices` by their first axis already.
         num_steps: As `loop.run`. Static.
@@ -68,9 +69,13 @@ def run_sharded(
     specs = jax.tree_util.tree_map_with_path(
         lambda path, _: P(_AXIS) if path[0].name in ("operator", "y") else P(), spread
     )
+    mesh = compat.line_mesh(devices, _AXIS)
+    if not any(isinstance(x, Tracer) for x in jax.tree.leaves(spread)):
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        spread = jax.device_put(spread, shardings)
     run = jax.shard_map(
         lambda key, share: loop.run(key, solver_fn(share), num_steps, every=every),
-        mesh=compat.line_mesh(devices, _AXIS),
+        mesh=mesh,
         in_specs=(P(), specs),
         out_specs=P(),
     )

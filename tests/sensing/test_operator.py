@@ -233,6 +233,8 @@ def test_the_rip_constant_falls_with_measurements_and_grows_with_rank():
         return operator.rip_constant(jr.key(0), rank=rank)
 
     assert constant(4000, 1) < constant(400, 1) < constant(400, 5)
+    symmetric = ops.symmetric_gaussian(jr.key(1), (12, 12), 4000)
+    assert symmetric.rip_constant(jr.key(0), rank=2) < 0.4
     assert float(ops.identity((4, 3)).rip_constant(jr.key(0), rank=2)) < 1e-5
 
 
@@ -241,6 +243,9 @@ def test_the_sign_rip_scale_is_that_of_half_normals():
     scale = operator.sign_rip_scale(jr.key(0), rank=2)
     np.testing.assert_allclose(scale, np.sqrt(2 / np.pi), rtol=0.02)
     np.testing.assert_allclose(scale, theory.sign_rip_scale(1.0), rtol=0.02)
+    symmetric = ops.symmetric_gaussian(jr.key(1), (12, 12), 4000)
+    scale = symmetric.sign_rip_scale(jr.key(0), rank=2)
+    np.testing.assert_allclose(scale, np.sqrt(2 / np.pi), rtol=0.02)
 
 
 @pytest.mark.parametrize("loss", ["l2", "l1", "huber"])
@@ -369,6 +374,15 @@ def test_numpy_input_may_meet_traced_indices():
     assert back[0].shape == f.shape
 
 
+def test_small_indices_become_integers_that_can_be_counted_with():
+    rows, cols = np.array([3, 200], np.uint8), np.array([1, 90], np.int16)
+    operator = ops.entries(rows, cols, (201, 91))
+    assert operator.rows.dtype == operator.cols.dtype == jnp.int32
+    flipped = operator.transpose()
+    np.testing.assert_array_equal(flipped.rows, cols)
+    assert flipped.shape == (91, 201)
+
+
 def test_operators_are_pytrees():
     operator = ops.gaussian(jr.key(0), SHAPE, 3)
     doubled = jax.jit(lambda op: jax.tree.map(lambda leaf: 2 * leaf, op))(operator)
@@ -446,6 +460,13 @@ def test_constructors_name_what_is_wrong():
         ops.identity(SHAPE).apply(jnp.ones(SHAPE, jnp.complex64))
     with pytest.raises(ValueError, match=r"`rank` must be in 1\.\.min\(6, 5\), got 6"):
         ops.identity(SHAPE).rip_constant(jr.key(0), rank=6)
+    with pytest.raises(ValueError, match=r"`num_steps` must be at least 0, got -1"):
+        ops.identity(SHAPE).rip_constant(jr.key(0), rank=1, num_steps=-1)
+    f, g, y = jnp.ones((6, 1)), jnp.ones((5, 1)), jnp.ones(SHAPE)
+    with pytest.raises(ValueError, match=r"`huber_delta` must be > 0, got -1"):
+        ops.residual_gradient(
+            ops.identity(SHAPE), f, g, y, loss="huber", huber_delta=-1.0
+        )
     with pytest.raises(ValueError, match=r"`num_samples` must be at least 1, got 0"):
         ops.identity(SHAPE).sign_rip_scale(jr.key(0), rank=1, num_samples=0)
 

@@ -24,7 +24,7 @@ eight = pytest.mark.skipif(not HAS_EIGHT, reason="by test_on_eight_devices")
 @pytest.mark.skipif(HAS_EIGHT, reason="runs here")
 def test_on_eight_devices():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-qn0", "-p", "no:cacheprovider", __file__],
         cwd=ROOT,
         env=os.environ
         | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},
@@ -45,6 +45,8 @@ SOLVERS = {
     "gd": lambda p: sensing.gd(p, num_columns=3, eta=0.3),
     "gd_l1": lambda p: sensing.gd(p, num_columns=3, eta=0.01, loss="l1"),
     "symmetric": lambda p: sensing.gd(p, num_columns=3, eta=0.3, is_symmetric=True),
+    "gauss_newton": lambda p: sensing.gauss_newton(p, num_columns=2),
+    "soft_impute": lambda p: sensing.soft_impute(p, penalty=0.1, eta=0.2),
     "scaled_gd": lambda p: sensing.scaled_gd(p, num_columns=2),
     "subgm": lambda p: sensing.subgm(p, num_columns=3, alpha=0.1, decay=0.9),
 }
@@ -54,7 +56,7 @@ SOLVERS = {
 @pytest.mark.parametrize("name", SOLVERS)
 def test_eight_devices_give_the_run_of_one(name):
     assert jax.device_count() == 8
-    problem = problem_of()
+    problem = jax.device_put(problem_of(), jax.devices()[0])
     want = loop.run(jr.key(2), SOLVERS[name](problem), 30)
     got = sensing.run_sharded(jr.key(2), SOLVERS[name], problem, 30)
     chex.assert_trees_all_close(got, want, rtol=2e-3, atol=2e-5)

@@ -11,6 +11,7 @@ from jaxlr.sensing.operator._entries import (
     EntrySampling as EntrySampling,
 )
 from jaxlr.sensing.operator._gradient import (
+    check_implementation as check_implementation,
     residual_adjoint as residual_adjoint,
     residual_gradient as residual_gradient,
 )

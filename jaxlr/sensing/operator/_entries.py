@@ -53,6 +53,11 @@ class EntrySampling(Operator):
         """Whether few enough entries are observed that gathers beat products."""
         return self.isotropy < _DENSE_SHARE
 
+    def transpose(self) -> "EntrySampling":
+        """The operator that observes the same entries of M^T, in the same order."""
+        n1, n2 = self.shape
+        return EntrySampling(rows=self.cols, cols=self.rows, shape=(n2, n1))
+
     def _apply(self, x):
         return _take(x, (self.rows, self.cols))
 
@@ -165,4 +170,5 @@ def entries(
                 f"`{name}` must be in 0..{size - 1}, got values from {values.min()} "
                 f"to {values.max()}."
             )
-    return EntrySampling(rows=jnp.asarray(rows), cols=jnp.asarray(cols), shape=shape)
+    rows, cols = jnp.asarray(rows, int), jnp.asarray(cols, int)
+    return EntrySampling(rows=rows, cols=cols, shape=shape)

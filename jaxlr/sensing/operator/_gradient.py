@@ -1,8 +1,10 @@
 """The hot loop of every solver: a loss of the gap, and its gradient in the factors."""
 
+from typing import get_args
+
 from jaxtyping import Array, Float
 
-from jaxlr.core import Hyper
+from jaxlr.core import errors, Hyper
 from jaxlr.kernels import Implementation, Loss
 from jaxlr.sensing.operator import _base
 from jaxlr.sensing.operator._base import Operator
@@ -35,8 +37,8 @@ def residual_gradient(
         huber_delta: delta > 0, in the units of `y`. Only "huber" reads it.
         implementation: "xla"; "pallas", a TPU kernel; "pallas_interpret", the same
             kernel anywhere, slow, for tests; the last two for ensembles of independent
-            entries only. None chooses by what was measured. See
-            `jaxlr.kernels.residual_adjoint`.
+            entries only. None is "xla": no kernel was measured on an accelerator yet.
+            See `jaxlr.kernels.residual_adjoint`.
 
     Returns:
         `(loss, grad_f, grad_g)`: on top of one `apply_factors` and one
@@ -47,7 +49,7 @@ def residual_gradient(
             a kernel where the ensemble has none.
     """
     y = _base.check_array("y", y, operator.measurement_shape)
-    _check_implementation(operator, implementation)
+    check_implementation(operator, implementation)
     return operator._residual_gradient(
         *_base.check_factors(operator, f, g), y, loss, huber_delta, implementation
     )
@@ -71,13 +73,19 @@ def residual_adjoint(
         ValueError: As `residual_gradient`.
     """
     y = _base.check_array("y", y, operator.measurement_shape)
-    _check_implementation(operator, implementation)
+    check_implementation(operator, implementation)
     return operator._residual_adjoint(
         *_base.check_factors(operator, f, g), y, loss, huber_delta, implementation
     )
 
 
-def _check_implementation(operator, implementation):
+def check_implementation(
+    operator: Operator, implementation: Implementation | None
+) -> None:
+    """Raises `ValueError` on an unknown one, or a kernel where there is none."""
+    valid = get_args(Implementation)
+    if implementation is not None and implementation not in valid:
+        raise ValueError(errors.unknown("implementation", implementation, valid))
     if implementation not in (None, "xla") and not operator.has_kernel:
         raise ValueError(
             f"`implementation` {implementation!r} is for ensembles of independent "

@@ -58,7 +58,7 @@ def alternating_least_squares(
         Minimization". 2012. arXiv:1212.0467.
     """
     operator = _common.observed_entries(problem, "alternating_least_squares")
-    transposed = _common.transpose(operator)
+    transposed = operator.transpose()
     check_num_columns(num_columns, operator.shape)
     y = _common.measurements(problem, "alternating_least_squares").ravel()
     damping = jnp.asarray(damping, y.dtype)

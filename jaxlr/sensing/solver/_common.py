@@ -8,6 +8,7 @@ import numpy as np
 from jaxlr.sensing.operator import entries, EntrySampling, Identity
 from jaxlr.sensing.problem import (
     check_unquantized,
+    relative,
     relative_error,
     SensingProblem,
 )
@@ -43,12 +44,6 @@ def observed_entries(problem: SensingProblem, solver: str) -> EntrySampling:
             )
 
 
-def transpose(operator: EntrySampling) -> EntrySampling:
-    """The operator that observes the same entries of M^T, in the same order."""
-    n1, n2 = operator.shape
-    return entries(operator.cols, operator.rows, (n2, n1))
-
-
 def spectral_state(key, problem, num_columns, num_active) -> FactorState:
     """The spectral start, its columns from `num_active` on being zero."""
     factors = initial_factors(
@@ -64,23 +59,24 @@ def spectral_state(key, problem, num_columns, num_active) -> FactorState:
 
 def factor_info(problem, f, g, gap, damping) -> FactorInfo:
     """The metrics at (F, G), `gap` = A(F G^T) - y, of the damped least squares."""
-    square = jnp.sum(gap**2)
+    square = problem.operator._total(jnp.sum(gap**2))
     return FactorInfo(
         (square + damping * (jnp.sum(f**2) + jnp.sum(g**2))) / 2,
-        jnp.sqrt(square) / jnp.linalg.norm(problem.y.ravel()),
+        jnp.sqrt(relative(square, problem.operator._total(jnp.sum(problem.y**2)))),
         None if problem.truth is None else relative_error(f, g, problem.truth),
     )
 
 
 def conjugate_gradients(
-    matvec_fn, b, *, num_steps, dot_fn, tolerance, precondition_fn=None
+    matvec_fn, b, *, num_steps, dot_fn, tolerance, floor=0.0, precondition_fn=None
 ):
     """Preconditioned conjugate gradients for H x = b from x = 0.
 
     H positive semi-definite, b in its range. Many systems at once where `dot_fn`
     returns one product a system, of a shape that broadcasts against x. A system stops
-    where the preconditioned square of its residual has fallen by `tolerance`: beyond
-    rounding the recurrence means nothing, and diverges along the kernel of H.
+    where the preconditioned square of its residual has fallen by `tolerance`, or to
+    `floor`, what rounding of b alone makes it: beyond, the recurrence means nothing,
+    and diverges along the kernel of H.
     """
     precondition_fn = precondition_fn or (lambda r: r)
 
@@ -91,7 +87,7 @@ def conjugate_gradients(
         x, r, p, rho = carry
         hp = matvec_fn(p)
         curvature = dot_fn(p, hp)
-        size = quotient(rho, curvature, (curvature > 0) & (rho > tolerance * start))
+        size = quotient(rho, curvature, (curvature > 0) & (rho > least))
         x, r = x + size * p, r - size * hp
         z = precondition_fn(r)
         rho, previous = dot_fn(r, z), rho
@@ -99,5 +95,6 @@ def conjugate_gradients(
 
     z = precondition_fn(b)
     start = dot_fn(b, z)
+    least = jnp.maximum(tolerance * start, floor)
     carry = jnp.zeros_like(b), b, z, start
     return jax.lax.scan(step, carry, length=num_steps)[0][0]

@@ -1,7 +1,7 @@
 """What all methods on factors share: start, objective, infos, one optax step."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, get_args, Literal, NamedTuple, TypedDict
 
 import jax
 from jax.core import Tracer
@@ -13,11 +13,12 @@ import optax
 from jaxlr.core import Count, errors, Hyper, Solver
 from jaxlr.kernels import Implementation, Loss, loss_value
 from jaxlr.sensing import init as starts
-from jaxlr.sensing.operator import residual_gradient
-from jaxlr.sensing.problem import relative_error, SensingProblem
+from jaxlr.sensing.operator import check_implementation, residual_gradient
+from jaxlr.sensing.problem import relative, relative_error, SensingProblem
 
 
 Start = Literal["random", "spectral", "sign_spectral"]
+STARTS = get_args(Start)
 
 
 class DescentSettings(TypedDict, total=False):
@@ -43,11 +44,6 @@ class Factors(NamedTuple):
 
     f: Float[Array, "n1 k"]
     g: Float[Array, "n2 k"] | None
-
-    @property
-    def both(self) -> tuple[Float[Array, "n1 k"], Float[Array, "n2 k"]]:
-        """`(F, G)`, in either form."""
-        return self.f, self.f if self.g is None else self.g
 
 
 class FactorState(NamedTuple):
@@ -125,8 +121,8 @@ def objective(
             )
 
         if loss == "l2":
-            return Objective(evaluate, lambda value: jnp.sqrt(value / zero))
-        return Objective(evaluate, lambda value: value / zero)
+            return Objective(evaluate, lambda value: jnp.sqrt(relative(value, zero)))
+        return Objective(evaluate, lambda value: relative(value, zero))
 
     if loss is not None or implementation is not None:
         raise ValueError(
@@ -143,7 +139,7 @@ def objective(
         return value, *operator.adjoint_factors(slope, f, g)
 
     zero = negative_log_likelihood(jnp.zeros(y.shape, _dtype(problem)))
-    return Objective(evaluate_likelihood, lambda value: value / zero)
+    return Objective(evaluate_likelihood, lambda value: relative(value, zero))
 
 
 def _dtype(problem):
@@ -171,6 +167,33 @@ def check_symmetric(problem: SensingProblem) -> None:
         )
 
 
+def check_start(
+    problem: SensingProblem,
+    start: str,
+    num_columns: int,
+    *,
+    is_symmetric: bool,
+    num_active: Count | None,
+) -> None:
+    """Raises `ValueError` unless `initial_factors` can start there."""
+    starts.check_num_columns(num_columns)
+    if start not in STARTS:
+        raise ValueError(errors.unknown("start", start, STARTS))
+    if start == "sign_spectral" and not is_symmetric:
+        raise ValueError("`start` 'sign_spectral' is for the symmetric form only.")
+    if start != "random" and problem.quantizer is not None:
+        raise ValueError(
+            f"`start` must be 'random' for quantized measurements, got {start!r}."
+        )
+    if num_active is None or isinstance(num_active, Tracer):
+        return
+    if not np.all((1 <= np.asarray(num_active)) & (num_active <= num_columns)):
+        raise ValueError(
+            f"`num_active` must be in 1..{num_columns} (`num_columns`), got "
+            f"{num_active}."
+        )
+
+
 def initial_factors(
     key: Key[Array, ""],
     problem: SensingProblem,
@@ -188,8 +211,11 @@ def initial_factors(
     shares with another. A zero column of both factors has a zero gradient: it stays.
 
     Raises:
-        ValueError: On an unknown `start`; "sign_spectral" for two factors.
+        ValueError: As `check_start`.
     """
+    check_start(
+        problem, start, num_columns, is_symmetric=is_symmetric, num_active=num_active
+    )
     operator, y = problem.operator, problem.y
     if start == "random":
         f, g = starts.small_random(
@@ -203,14 +229,8 @@ def initial_factors(
         )
     elif start == "spectral":
         f, g = starts.spectral(operator, y, num_columns, is_symmetric=is_symmetric)
-    elif start == "sign_spectral":
-        if not is_symmetric:
-            raise ValueError("`start` 'sign_spectral' is for the symmetric form only.")
-        f = g = starts.sign_spectral(operator, y, num_columns, alpha=alpha)
     else:
-        raise ValueError(
-            errors.unknown("start", start, ("random", "spectral", "sign_spectral"))
-        )
+        f = g = starts.sign_spectral(operator, y, num_columns, alpha=alpha)
     if num_active is not None:
         is_active = jnp.arange(num_columns) < num_active
         f, g = jnp.where(is_active, f, 0), jnp.where(is_active, g, 0)
@@ -260,9 +280,14 @@ def descend(
     Raises:
         ValueError: If `num_columns` is not an integer >= 1; if the symmetric form is
             asked for a target that is not square, or known and not positive
-            semi-definite; on an unknown `start`, `loss` or `implementation`.
+            semi-definite; on an unknown `start`, `loss` or `implementation`; if
+            `num_active` is known and not in 1..k; for quantized measurements, if a
+            `loss`, an `implementation` or another start than "random" is given.
     """
-    starts.check_num_columns(num_columns)
+    check_start(
+        problem, start, num_columns, is_symmetric=is_symmetric, num_active=num_active
+    )
+    check_implementation(problem.operator, implementation)
     if is_symmetric:
         check_symmetric(problem)
     transformation = optax.with_extra_args_support(transformation)

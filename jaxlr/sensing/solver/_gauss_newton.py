@@ -82,12 +82,17 @@ def gauss_newton(
             right = jnp.concatenate([g, d[n1:]], axis=1)
             return pull_back(operator.apply_factors(left, right)) + damping * d
 
+        # A gap that stays, of noise, leaves rounding where its pull-back should vanish.
+        eps = 10 * jnp.finfo(y.dtype).eps
+        squares = operator._total(jnp.sum(gap**2)) * operator.isotropy
+        floor = eps**2 * squares * (jnp.sum(f**2) + jnp.sum(g**2))
         change = _common.conjugate_gradients(
             apply_normal,
             -pull_back(gap),
             num_steps=num_cg_steps,
             dot_fn=lambda a, b: jnp.sum(a * b),
             tolerance=jnp.finfo(y.dtype).eps ** 1.5,
+            floor=floor,
         )
         info = _common.factor_info(problem, f, g, gap, 0.0)
         return FactorState(f + change[:n1], g + change[n1:]), info

@@ -95,10 +95,7 @@ def gd_rebalanced(
         Matrix Sensing: The Curses of Symmetry and Initialization". 2023.
         arXiv:2310.01769, equation 5.1.
     """
-    if settings.get("is_symmetric"):
-        raise ValueError("`is_symmetric` must be False: one factor has no balance.")
-    _check_tall(problem.operator.shape[0], num_columns)
-    solver = gd(problem, num_columns=num_columns, eta=eta, **settings)
+    solver = _unbalanced(problem, num_columns, eta, settings)
 
     def init(key):
         f, g, memory = solver.init(key)
@@ -117,6 +114,15 @@ def gd_rebalanced(
         return FactorState(f, g, (is_rebalanced | is_due, memory)), info
 
     return Solver(init, step)
+
+
+def _unbalanced(problem, num_columns, eta, settings):
+    """`gd` in the form that can be rebalanced."""
+    if settings.get("is_symmetric"):
+        raise ValueError("`is_symmetric` must be False: one factor has no balance.")
+    solver = gd(problem, num_columns=num_columns, eta=eta, **settings)
+    _check_tall(problem.operator.shape[0], num_columns)
+    return solver
 
 
 def _check_tall(num_rows, num_columns):
@@ -152,10 +158,10 @@ def run_rebalanced(
     num_steps: int,
     max_wait: int | None = None,
     eta: Hyper = 0.1,
-    alpha: Hyper = 0.1,
     beta: Hyper = 1.0,
     trigger: Hyper = 0.01,
     every: int = 1,
+    **settings: Unpack[DescentSettings],
 ) -> Rebalanced:
     """Asymmetric gradient descent, rebalanced once when the residual is small.
 
@@ -171,17 +177,17 @@ def run_rebalanced(
         max_wait: Steps after which a lane goes on without being rebalanced; half of
             `num_steps` by default. Static.
         eta: Step size [1/||M||]. Afterwards it contracts by 1 - eta beta^2 a step.
-        alpha: Initial scale [sqrt(||M||)].
         beta: Singular values of the rebalanced F [sqrt(||M||)].
         trigger: Rebalance once ||A(F G^T) - y|| <= trigger ||y||.
         every: Keep the infos of steps 0, every, 2 every, ... only. Static.
+        **settings: As `gd`; not `is_symmetric`.
 
     Returns:
         A `Rebalanced`. Costs num_steps + max_wait steps of `gd`.
 
     Raises:
         ValueError: If `num_steps`, `max_wait` or `every` is not an integer >= 1, if
-            `max_wait > num_steps`, or as `gd` and `rebalance` do.
+            `max_wait > num_steps`, or as `gd_rebalanced` does.
 
     References:
         Xiong, Ding, Du. "How Over-Parameterization Slows Down Gradient Descent in
@@ -195,7 +201,7 @@ def run_rebalanced(
             f"`max_wait` must be an integer in 1..{num_steps} (`num_steps`), got "
             f"{max_wait!r}."
         )
-    solver = gd(problem, num_columns=num_columns, eta=eta, alpha=alpha)
+    solver = _unbalanced(problem, num_columns, eta, settings)
     init_key, loop_key = jr.split(key)
 
     def wait(carry, _):

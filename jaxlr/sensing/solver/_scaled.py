@@ -35,8 +35,9 @@ def scale_by_gram(
     zeros is left alone: its entry of the Gram matrix counts as 1.
 
     Args:
-        damping: Added to the Gram matrix [||M||]; or a function of the count of steps
-            taken and of the loss, which the chain then must be given as `value`.
+        damping: Added to the Gram matrix, beside a few roundings [||M||]; or a function
+            of the count of steps taken and of the loss, which the chain then must be
+            given as `value`.
 
     Returns:
         A transformation that remembers the count; O((n1 + n2) k^2 + k^3) flops.
@@ -63,12 +64,15 @@ def scale_by_gram(
             added = damping(state, value)
         else:
             added = damping
-        f, g = params.both
+        f, g = params.f, params.f if params.g is None else params.g
 
         def solve(gradient, other):
             gram = matmul(other.T, other)
             unused = jnp.all(other == 0, axis=0)
-            gram += jnp.diag(jnp.where(unused, 1, jnp.asarray(added, gram.dtype)))
+            # Of the order of its rounding: a Gram matrix of no full rank has a factor.
+            least = 4 * jnp.finfo(gram.dtype).eps * jnp.trace(gram)
+            ridge = jnp.asarray(added, gram.dtype) + least
+            gram += jnp.diag(jnp.where(unused, 1, ridge))
             factor = jax.scipy.linalg.cho_factor(gram)
             return jax.scipy.linalg.cho_solve(factor, gradient.T).T
 

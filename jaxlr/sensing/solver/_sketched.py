@@ -75,7 +75,7 @@ def alternating_sketched(
         Minimization in Nearly Linear Time". 2023. arXiv:2302.11068.
     """
     operator = _common.observed_entries(problem, "alternating_sketched")
-    transposed = _common.transpose(operator)
+    transposed = operator.transpose()
     check_num_columns(num_columns, operator.shape)
     sketch_size = 4 * num_columns if sketch_size is None else sketch_size
     for name, value, least in (

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlr.core import Hyper, Solver
 from jaxlr.linalg import matmul
-from jaxlr.sensing.problem import SensingProblem
+from jaxlr.sensing.problem import relative, SensingProblem
 from jaxlr.sensing.solver import _common
 
 
@@ -113,10 +113,10 @@ def soft_impute(
         del key
         x, s, previous, num_steps = state
         gap = operator.apply(x) - y
-        square = jnp.sum(gap**2)
+        square = operator._total(jnp.sum(gap**2))
         info = SoftImputeInfo(
             square / 2 + penalty * jnp.sum(s),
-            jnp.sqrt(square) / jnp.linalg.norm(y.ravel()),
+            jnp.sqrt(relative(square, operator._total(jnp.sum(y**2)))),
             None
             if truth is None
             else jnp.linalg.norm(x - truth) / jnp.linalg.norm(truth),
@@ -131,7 +131,8 @@ def soft_impute(
         u, s, vt = jnp.linalg.svd(
             point - eta * operator.adjoint(gap), full_matrices=False
         )
-        s = jnp.maximum(s - eta * penalty, 0)
-        return SoftImputeState(matmul(u * s, vt), s, previous, num_steps), info
+        s = jnp.maximum(s - eta * penalty, 0).astype(dtype)
+        x = matmul(u * s, vt).astype(dtype)
+        return SoftImputeState(x, s, previous, num_steps), info
 
     return Solver(init, step)

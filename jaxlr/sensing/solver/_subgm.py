@@ -9,14 +9,15 @@ from jaxtyping import Array, Float, Int, Key
 from jaxlr.core import Count, errors, Hyper, Solver
 from jaxlr.kernels import Implementation
 from jaxlr.linalg import matmul
-from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.operator import residual_adjoint
 from jaxlr.sensing.problem import (
     check_unquantized,
+    relative,
     relative_error,
     SensingProblem,
 )
 from jaxlr.sensing.solver._descent import (
+    check_start,
     check_symmetric,
     FactorInfo,
     FactorState,
@@ -78,9 +79,9 @@ def subgm(
         2022. arXiv:2202.08788.
         Polyak. "Minimization of unsmooth functionals". 1969.
     """
-    check_num_columns(num_columns)
     check_symmetric(problem)
     check_unquantized(problem, "subgm")
+    check_start(problem, start, num_columns, is_symmetric=True, num_active=num_active)
     if not callable(schedule) and schedule not in SCHEDULES:
         raise ValueError(errors.unknown("schedule", schedule, SCHEDULES))
     operator, y, truth = problem.operator, problem.y, problem.truth
@@ -109,7 +110,7 @@ def subgm(
         direction = 2 * matmul(d, u)
         info = FactorInfo(
             loss,
-            loss / norm,
+            relative(loss, norm),
             None if truth is None else relative_error(u, u, truth),
         )
         if schedule == "polyak":
@@ -119,7 +120,8 @@ def subgm(
             size = eta_of(t) / jnp.linalg.norm(d)
         # At the solution of a noiseless problem the subgradient may be exactly zero.
         is_moving = jnp.any(direction != 0)
-        u = jnp.where(is_moving, u - jnp.where(is_moving, size, 0) * direction, u)
+        move = jnp.where(is_moving, size, 0) * direction
+        u = jnp.where(is_moving, u - move.astype(u.dtype), u)
         return FactorState(u, None, t + 1), info
 
     def eta_of(t):

@@ -143,3 +143,25 @@ def test_misuse_is_named():
     ):
         with pytest.raises(ValueError, match=rf"`{name}`.*{valid}.*got {bad}"):
             gauss_newton(problem, **{"num_columns": 2, name: bad})
+
+
+@pytest.mark.parametrize("is_double", [False, True])
+@pytest.mark.parametrize("noise", [1e-6, 1e-2])
+def test_noise_that_stays_is_not_amplified(is_double, noise):
+    with x64(is_double):
+        truth = sensing.low_rank(jr.key(0), (12, 12), 2)
+        clean = sensing.measure(sensing.gaussian(jr.key(1), (12, 12), 220), truth)
+        noisy = sensing.add_noise(jr.key(2), clean, noise)
+        solver = sensing.gauss_newton(noisy, num_columns=2)
+        errors = loop.run(jr.key(3), solver, 40)[1].relative_error
+        assert np.all(np.asarray(errors)[8:] < 20 * noise + 1e-5)
+
+
+def test_a_matrix_of_full_rank_is_approximated():
+    truth = jr.normal(jr.key(0), (10, 8))
+    problem = sensing.measure(sensing.identity((10, 8)), truth)
+    solver = sensing.gauss_newton(problem, num_columns=3)
+    errors = loop.run(jr.key(3), solver, 30)[1].relative_error
+    s = jnp.linalg.svd(truth, compute_uv=False)
+    best = jnp.linalg.norm(s[3:]) / jnp.linalg.norm(s)
+    np.testing.assert_allclose(errors[-1], best, rtol=1e-3)

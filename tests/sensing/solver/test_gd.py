@@ -266,6 +266,31 @@ def test_every_start(start):
     np.testing.assert_allclose(state.f, want[start], rtol=1e-6)
 
 
+def test_zero_measurements_are_no_divergence():
+    problem = sensing.SensingProblem(
+        sensing.identity((4, 3)), np.zeros((4, 3)).tolist()
+    )
+    for make in (sensing.gd, sensing.gauss_newton, sensing.alternating_least_squares):
+        _, infos = loop.run(jr.key(0), make(problem, num_columns=2), 3)
+        assert np.isfinite(infos.residual).all()
+
+
+def test_the_operator_may_be_of_a_wider_type():
+    with x64(True):
+        operator = sensing.gaussian(jr.key(0), (5, 5), 30)
+        truth = sensing.low_rank(jr.key(1), (5, 5), 1, is_psd=True)
+        y = operator.apply(truth).astype(jnp.float32)
+        problem = sensing.SensingProblem(operator, y)
+        for solver in (
+            sensing.gd(problem, num_columns=2),
+            sensing.subgm(problem, num_columns=2, start="random", alpha=0.1),
+            sensing.scaled_gd(problem, num_columns=2),
+            sensing.gauss_newton(problem, num_columns=2),
+            sensing.soft_impute(problem, penalty=0.1, eta=0.1),
+        ):
+            assert jnp.isfinite(loop.run(jr.key(0), solver, 3)[1].loss).all()
+
+
 def test_nan_among_traced_measurements_is_divergence_at_the_first_step():
     operator = sensing.gaussian(jr.key(3), (6, 5), 20)
 
@@ -320,9 +345,17 @@ def test_misuse_is_named():
             sensing.gaussian(jr.key(0), (6, 5), 2), jnp.ones(2, jnp.complex64)
         )
     with pytest.raises(ValueError, match=r"start 'specral'.*did you mean 'spectral'"):
-        sensing.gd(problem, num_columns=2, start="specral").init(jr.key(0))  # pyright: ignore[reportArgumentType]
+        sensing.gd(problem, num_columns=2, start="specral")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"'sign_spectral' is for the symmetric"):
-        sensing.gd(problem, num_columns=2, start="sign_spectral").init(jr.key(0))
+        sensing.gd(problem, num_columns=2, start="sign_spectral")
     levels = sensing.quantize(jr.key(0), problem, sensing.Quantizer([0.0], 1.0))
     with pytest.raises(ValueError, match=r"`loss` and `implementation` must be None"):
         sensing.gd(levels, num_columns=2, loss="l1")
+    with pytest.raises(ValueError, match=r"`start` must be 'random' for quantized"):
+        sensing.scaled_gd(levels, num_columns=2)
+    with pytest.raises(ValueError, match=r"`num_active` must be in 1\.\.2.*got 3"):
+        sensing.gd(problem, num_columns=2, num_active=3)
+    with pytest.raises(
+        ValueError, match=r"implementation 'palas'.*mean 'pallas'"
+    ):
+        sensing.gd(problem, num_columns=2, implementation="palas")  # pyright: ignore[reportArgumentType]

@@ -120,6 +120,22 @@ def test_the_solver_is_the_same_run_and_goes_on_from_any_state():
         assert not loop.run(jr.key(1), solver, 3)[0].memory[0]
 
 
+def test_widths_may_be_swept_in_both_loops():
+    with x64(True):
+
+        def curve(width):
+            settings = {"num_columns": 5, "num_active": width, "trigger": 0.05}
+            return sensing.run_rebalanced(
+                jr.key(1), make(), num_steps=80, eta=0.2, alpha=0.3, **settings
+            )
+
+        out = jax.jit(jax.vmap(curve))(jnp.array([3, 5]))
+        assert np.all(np.asarray(out.rebalanced_at) > 0)
+        assert np.all(np.asarray(out.state.f)[0, :, 3:] == 0)
+        want = curve(jnp.asarray(3)).infos.loss
+        np.testing.assert_allclose(out.infos.loss[0], want, rtol=1e-6, atol=1e-26)
+
+
 def test_rebalancing_keeps_masked_columns_at_zero():
     rng = np.random.default_rng(0)
     mask = np.array([1, 1, 0, 1, 0.0])

@@ -64,8 +64,9 @@ def test_the_dampings_are_those_of_the_methods(is_symmetric):
             np.testing.assert_allclose(
                 got.f, want.step(jr.key(2), state)[0].f, rtol=1e-10
             )
-            if damping is not residual * 0.7 and solver is not None:
-                second, _ = solver.step(jr.key(2), got)
+        noisy = sensing.noisy_prec_gd(problem, damping=0.7, decay=0.5, **settings)
+        got, _ = noisy.step(jr.key(2), noisy.init(jr.key(1)))
+        second, _ = noisy.step(jr.key(2), got)
         half = sensing.scaled_gd(problem, damping=0.35, **settings)
         np.testing.assert_allclose(second.f, half.step(jr.key(2), got)[0].f, rtol=1e-10)
 
@@ -134,3 +135,14 @@ def test_misuse_is_named():
         sensing.prec_gd(levels, num_columns=2)
     with pytest.raises(ValueError, match=r"`loss` must be l2, .*got 'l1'"):
         sensing.prec_gd(population(1.0), num_columns=2, loss="l1")
+
+
+@pytest.mark.parametrize("make", [sensing.prec_gd, sensing.noisy_prec_gd])
+@pytest.mark.parametrize("is_symmetric", [False, True])
+def test_a_solution_is_kept(make, is_symmetric):
+    """Long after the damping has fallen to nothing, with more columns than the rank."""
+    with x64(True):
+        problem = population(5.0, is_psd=is_symmetric)
+        solver = make(problem, num_columns=6, eta=0.5, is_symmetric=is_symmetric)
+        errors = loop.run(jr.key(1), solver, 1000)[1].relative_error
+        assert np.all(np.asarray(errors)[400:] < 1e-9)
