@@ -355,7 +355,5 @@ def test_misuse_is_named():
         sensing.scaled_gd(levels, num_columns=2)
     with pytest.raises(ValueError, match=r"`num_active` must be in 1\.\.2.*got 3"):
         sensing.gd(problem, num_columns=2, num_active=3)
-    with pytest.raises(
-        ValueError, match=r"implementation 'palas'.*mean 'pallas'"
-    ):
+    with pytest.raises(ValueError, match=r"implementation 'palas'.*mean 'pallas'"):
         sensing.gd(problem, num_columns=2, implementation="palas")  # pyright: ignore[reportArgumentType]
