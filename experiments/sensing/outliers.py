@@ -274,7 +274,7 @@ EXPERIMENT = Experiment(
             "num_columns": (2, 12),
             "outlier_share": (0.0, 0.3),
         },
-        "hparams": HParams(n=12),
+        "hparams": HParams(num_columns=12, n=12),
     },
     claims=claims,
     figure=figure,

@@ -55,7 +55,7 @@ def test_algorithms_see_the_same_pixels_and_as_many_as_asked_for():
         assert -10 * np.log10(mse) == pytest.approx(out.recovered_psnr, abs=0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("module", [completion, completion_photograph])
 def test_claims_hold_at_full_size(module):
     results = lab.sweep(module.EXPERIMENT)

@@ -120,7 +120,7 @@ def test_target_modified_step_removes_alpha(alpha, beta):
     assert out.drift <= 1e-13
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("module", [overparameterization, photograph])
 def test_claims_hold_at_full_size(module):
     results = lab.sweep(module.EXPERIMENT)

@@ -280,7 +280,7 @@ def test_claims_refuse_results_without_their_cells(smoke):
         experiment.claims(few)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", list(MODULES))
 def test_claims_hold_at_full_size(name):
     experiment = MODULES[name].EXPERIMENT

@@ -86,7 +86,7 @@ def test_wrong_pixels_are_the_share_asked_for_and_nested():
     np.testing.assert_array_equal((few != clean) & (many == clean), False)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("module", [outliers, robust_photograph])
 def test_claims_hold_at_full_size(module):
     results = lab.sweep(module.EXPERIMENT)

@@ -24,7 +24,16 @@ eight = pytest.mark.skipif(not HAS_EIGHT, reason="by test_on_eight_devices")
 @pytest.mark.skipif(HAS_EIGHT, reason="runs here")
 def test_on_eight_devices():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-qn0", "-p", "no:cacheprovider", __file__],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n0",
+            "-p",
+            "no:cacheprovider",
+            __file__,
+        ],
         cwd=ROOT,
         env=os.environ
         | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},

@@ -179,7 +179,9 @@ class Operator(eqx.Module):
         def project(x):
             u, s, vt = jnp.linalg.svd(x, full_matrices=False)
             s = s[:rank] / jnp.linalg.norm(s[:rank])
-            return matmul(u[:, :rank] * s, vt[:rank])
+            x = matmul(u[:, :rank] * s, vt[:rank])
+            # Rounding alone would grow into the kernel of a symmetric ensemble.
+            return (x + x.T) / 2 if _is_symmetric(self) else x
 
         def ratio(x):
             return self._total(jnp.sum(self._apply(x) ** 2)) / self.isotropy
@@ -229,6 +231,11 @@ class Operator(eqx.Module):
         return self._total(jnp.sum(z)) / (num_samples * size)
 
 
+def _is_symmetric(operator):
+    """Whether only the symmetric part of a matrix is seen."""
+    return getattr(operator, "is_symmetric", False)
+
+
 def _random_low_rank(operator, key, rank, num_samples):
     """Matrices of unit Frobenius norm with Gaussian factors; symmetric if A is."""
     if not 1 <= rank <= min(operator.shape):
@@ -240,7 +247,7 @@ def _random_low_rank(operator, key, rank, num_samples):
     f_key, g_key = jr.split(key)
     n1, n2 = operator.shape
     f = jr.normal(f_key, (num_samples, n1, rank))
-    if getattr(operator, "is_symmetric", False):
+    if _is_symmetric(operator):
         signs = jr.rademacher(g_key, (num_samples, rank, 1), f.dtype)
         x = matmul(f, signs * f.swapaxes(1, 2))
     else:

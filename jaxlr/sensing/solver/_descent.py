@@ -283,6 +283,10 @@ def descend(
             semi-definite; on an unknown `start`, `loss` or `implementation`; if
             `num_active` is known and not in 1..k; for quantized measurements, if a
             `loss`, an `implementation` or another start than "random" is given.
+
+    References:
+        Chi, Lu, Chen. "Nonconvex Optimization Meets Low-Rank Matrix Factorization: An
+        Overview". 2019. arXiv:1809.09573.
     """
     check_start(
         problem, start, num_columns, is_symmetric=is_symmetric, num_active=num_active

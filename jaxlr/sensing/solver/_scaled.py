@@ -53,7 +53,7 @@ def scale_by_gram(
         Nonconvex Matrix Factorization". 2021. arXiv:2504.09708.
     """
 
-    def update(
+    def _update(
         updates: Any, state: Any, params: Any = None, *, value=None, **_: Any
     ) -> Any:
         if params is None:
@@ -85,7 +85,7 @@ def scale_by_gram(
         del params
         return jnp.zeros((), jnp.int32)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, _update)
 
 
 def scaled_gd(
