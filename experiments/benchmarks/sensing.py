@@ -178,7 +178,7 @@ def completion(n=500, oversampling=2.5, num_seeds=10, num_sweeps=60):
     }
 
 
-def sketch_crossover(sizes=((1000, 5), (1000, 16), (1000, 32), (1000, 64), (3000, 64))):
+def sketch_crossover(sizes=((1000, 5), (1000, 16), (1000, 32), (1000, 64))):
     """Time of a sweep of sketched ALS over one of exact ALS, as k and density grow."""
     found = []
     for n, k in sizes:

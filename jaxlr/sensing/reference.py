@@ -33,10 +33,12 @@ def matrices(operator: Operator) -> Matrix:
             a = raw.reshape(-1, n1, n2) / np.sqrt(len(raw))
             return (a + a.swapaxes(1, 2)) / 2 if operator.is_symmetric else a
         case RankOne():
-            left, right = (np.asarray(x) for x in (operator.left, operator.right))
+            pair = operator.left, operator.right
+            left, right = (np.asarray(x, np.float64) for x in pair)
             return np.einsum("mi,mj->mij", left, right) / np.sqrt(len(left))
         case Kronecker():
-            p, q = (np.asarray(x) for x in (operator.left, operator.right))
+            pair = operator.left, operator.right
+            p, q = (np.asarray(x, np.float64) for x in pair)
             return np.einsum("ai,bj->abij", p, q).reshape(-1, n1, n2)
         case Incoherent():
             left = _transform(operator.transform, n1) * np.asarray(operator.left_signs)

@@ -355,6 +355,7 @@ def test_the_product_is_formed_from_an_eighth_of_the_entries_on():
             assert ("[64,50]" in str(jax.make_jaxpr(fn)(*args))) == is_formed
 
 
+@pytest.mark.misuse
 def test_numpy_input_may_meet_traced_indices():
     rng = np.random.default_rng(0)
     x, f, g = (rng.normal(size=s) for s in (SPARSE, (40, 2), (50, 2)))
