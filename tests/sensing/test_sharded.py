@@ -9,6 +9,7 @@ import sys
 import chex
 import jax
 import jax.random as jr
+import numpy as np
 import pytest
 
 from jaxlr import sensing
@@ -68,7 +69,13 @@ def test_eight_devices_give_the_run_of_one(name):
     problem = jax.device_put(problem_of(), jax.devices()[0])
     want = loop.run(jr.key(2), SOLVERS[name](problem), 30)
     got = sensing.run_sharded(jr.key(2), SOLVERS[name], problem, 30)
-    chex.assert_trees_all_close(got, want, rtol=2e-3, atol=2e-5)
+    chex.assert_trees_all_close(got[1], want[1], rtol=2e-3, atol=2e-5)
+    # Not the factors: singular vectors, where some start, have no signs.
+    np.testing.assert_allclose(matrix_of(got[0]), matrix_of(want[0]), atol=1e-4)
+
+
+def matrix_of(state):
+    return state.x if hasattr(state, "x") else state.factors[0] @ state.factors[1].T
 
 
 @eight
