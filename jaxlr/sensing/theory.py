@@ -8,11 +8,14 @@ of a factor X live in the null space: with N an orthonormal basis of ker(Q^T X),
 are (I - Q Q^T) X N, and their singular values decide how fast the error falls.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from jaxlr.core import Hyper
 from jaxlr.linalg import matmul
+from jaxlr.sensing.problem import Quantizer
 
 
 def null_space_singular_values(
@@ -225,6 +228,37 @@ def noise_floor(
         )
     factor = num_measurements * dimension / (num_measurements - dimension - 1)
     return jnp.asarray(std) ** 2 * factor
+
+
+def quantization_efficiency(quantizer: Quantizer, std: Hyper) -> Float[Array, ""]:
+    """Share of the Fisher information about A(X) that its levels keep, 0..1.
+
+    Of A(X) ~ N(0, std^2) seen through noise: the information of the levels, averaged
+    over A(X), over that of the noisy number itself. Least squares has the mean squared
+    error `noise_floor`; the maximum of the likelihood of levels that, over this share,
+    for many measurements a degree of freedom. One threshold at 0 and std << scale
+    leave 2 / pi of probit's, 3 / 4 of logit's.
+
+    Args:
+        quantizer: Thresholds, noise and link.
+        std: Standard deviation of A(X): ||X||_F / sqrt(m) of Gaussian measurements.
+
+    Returns:
+        The share, dimensionless, by Gauss-Hermite quadrature at 101 nodes: three digits
+        while std <= 5 scale. 101 L derivatives of the likelihood.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(101)
+    x = jnp.asarray(nodes, quantizer.thresholds.dtype) * std
+    levels = jnp.arange(quantizer.thresholds.shape[0] + 1)
+
+    def term(x, level):
+        value, slope = jax.value_and_grad(quantizer.log_likelihood, 1)(level, x)
+        return jnp.exp(value) * slope**2
+
+    terms = jax.vmap(jax.vmap(term, (None, 0)), (0, None))(x, levels)
+    kept = (weights / weights.sum()) @ jnp.sum(terms, axis=1)
+    whole = {"probit": 1.0, "logit": 1 / 3}[quantizer.link]
+    return kept * jnp.asarray(quantizer.scale) ** 2 / whole
 
 
 def sign_rip_scale(
