@@ -2,12 +2,14 @@
 
 import ast
 import dataclasses
+import importlib
 import json
 
 import jax
 import jax.random as jr
 import numpy as np
 import pytest
+import xarray as xr
 
 from jaxlr import lab
 from jaxlr.core import compat, Experiment, loop
@@ -86,6 +88,35 @@ def test_every_claim_can_be_false(name, smoke_results):
     )
     claims = lab.claims(smoke(name), broken)
     assert [c.statement for c in claims if c.holds] == []
+
+
+@pytest.mark.slow
+def test_claims_notice_a_wrong_result(name, smoke_results):
+    """Each claim fails on the changes that `tests/<family>/wrong.py` lists for it."""
+    family, question = name.split(".")
+    wrong = importlib.import_module(f"tests.{family}.wrong").WRONG[question]
+    experiment, results = smoke(name), swept(name, smoke_results)
+    unnoticed = {claim.statement for claim in experiment.claims(results)}
+    in_order = sorted(unnoticed, key=len)
+    for beginning, (metric, *changes) in wrong.items():
+        statement = next(s for s in in_order if s.startswith(beginning))
+        unnoticed.remove(statement)
+        values = results[metric]
+        for where, change in changes:
+            is_here = xr.ones_like(values, bool)
+            for coordinate, value in where.items():
+                is_here = (results[coordinate] == value) & is_here
+            changed = results.assign({metric: values.where(~is_here, change(values))})
+            failing = [c.statement for c in experiment.claims(changed) if not c.holds]
+            assert statement in failing, (statement, where)
+    assert not unnoticed
+
+
+@pytest.mark.full
+def test_claims_hold_at_full_size(name):
+    experiment = find.find(name)
+    claims = lab.claims(experiment, lab.sweep(experiment))
+    assert [c.statement for c in claims if not c.holds] == []
 
 
 def test_run_is_pure(name):

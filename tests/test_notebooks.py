@@ -10,9 +10,10 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SOURCES = sorted(FOLDER.glob("*.py"))
-pytestmark = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+FIRST = FOLDER / "first_sweep.py"
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_the_pair_is_in_step_and_stripped(source):
     text = jupytext.read(source)
     notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
@@ -23,6 +24,11 @@ def test_the_pair_is_in_step_and_stripped(source):
         assert theirs.get("execution_count") is None
 
 
+@pytest.mark.parametrize(
+    "source",
+    [s if s == FIRST else pytest.param(s, marks=pytest.mark.slow) for s in SOURCES],
+    ids=lambda p: p.stem,
+)
 # nbclient and the kernel close their sockets and loops late.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_it_runs(source, monkeypatch):

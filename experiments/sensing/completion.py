@@ -26,9 +26,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
-import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Claim, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
@@ -134,11 +133,8 @@ def figure(results):
     for axis, share in zip(panels, shares, strict=True):
         for num_inner in results["num_inner"].values:
             cell = results.sel(percent=share, num_inner=num_inner)
-            curves = cell["error"].transpose("seed", "step").values
-            low, middle, high = np.nanquantile(curves, (0, 0.5, 1), axis=0)
-            steps, style = cell["step"].values, _STYLES[num_inner]
-            axis.plot(steps, middle, label=_LABELS[num_inner], **style)
-            axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
+            style = _STYLES[num_inner]
+            lab.draw_seeds(axis, cell["error"], label=_LABELS[num_inner], **style)
         axis.axhline(settings["tolerance"], color="gray", ls=":", lw=1)
         axis.set(yscale="log", ylim=(1e-13, 3), xlabel="sweep")
         axis.set_title(f"{share / 100:g} entries per degree of freedom", fontsize=10)

@@ -36,9 +36,10 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Claim, errors, Experiment, loop, Solver
 from jaxlr.linalg import matmul
+from jaxlr.sensing import theory
 
 
 ALGORITHMS = ("exact", "sketched", "soft_impute")
@@ -149,7 +150,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     images, errors_held, psnrs = jax.lax.map(recover, weights)
     chosen = jnp.argmin(errors_held)
     mask = seen.adjoint(jnp.ones(seen.measurement_shape))
-    reference = sensing.best_rank(photo, _reference_rank(hparams.size, num_seen))
+    reference = sensing.best_rank(photo, theory.recoverable_rank(shape, num_seen))
     flops = _flops(hparams, len(y))
     return Metrics(
         psnr=psnrs[chosen],
@@ -158,9 +159,9 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         recovered_psnr=sensing.psnr(images[chosen], photo),
         reference_psnr=sensing.psnr(reference, photo),
         step_gigaflops=jnp.asarray(flops / 1e9),
-        original=_quantize(photo),
-        observed=_quantize(jnp.where(mask > 0, photo, 1.0)),
-        recovered=_quantize(images[chosen]),
+        original=sensing.to_pixels(photo),
+        observed=sensing.to_pixels(jnp.where(mask > 0, photo, 1.0)),
+        recovered=sensing.to_pixels(images[chosen]),
     )
 
 
@@ -181,16 +182,6 @@ def _flops(hparams, num_fitted):
             return 24 * n**3
 
 
-def _reference_rank(side, num_measurements):
-    """The largest rank with 2.5 measurements per degree of freedom; at least 1."""
-    ranks = np.arange(1, side + 1)
-    return max(1, int(np.sum(2.5 * ranks * (2 * side - ranks) <= num_measurements)))
-
-
-def _quantize(image):
-    return jnp.round(255 * jnp.clip(image, 0, 1)).astype(jnp.uint8)
-
-
 SETTING = "algorithm_num_columns"
 SETTINGS = (
     *(("exact", k) for k in (8, 16, 32)),
@@ -201,14 +192,10 @@ SETTINGS = (
 
 def _select(results, algorithm, num_columns=None):
     """One setting, found by its coordinates; of the most columns if not told."""
-    found = results["algorithm"].values == algorithm
-    columns = results["num_columns"].values
-    if num_columns is None and found.any():
-        num_columns = columns[found].max()
-    found &= columns == num_columns
-    if found.sum() != 1:
-        raise ValueError(f"{found.sum()} cells of these results match, need one.")
-    return results.isel({SETTING: int(np.flatnonzero(found)[0])})
+    cells = lab.select(results, algorithm=algorithm)
+    if num_columns is None:
+        num_columns = cells["num_columns"].values.max()
+    return lab.select(cells, num_columns=num_columns).squeeze(SETTING)
 
 
 def _columns(results, algorithm):

@@ -40,7 +40,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Axis, Claim, errors, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
@@ -176,22 +176,12 @@ def _axes(gd_steps, noisy_steps, conditions, forms):
     return (Axis(FIELDS, cells),)
 
 
-def _select(results, **settings):
-    """The cells at these settings; an error if there are none, never a silent pass."""
-    found = np.ones(results.sizes[DIM], bool)
-    for name, value in settings.items():
-        found &= results[name].values == value
-    if not found.any():
-        raise ValueError(f"No cell of these results has {settings}.")
-    return results.isel({DIM: np.flatnonzero(found)})
-
-
 def _slowdown(results):
     """Iterations of gd over kappa times those at kappa = 1, all cells but these."""
     ratios = []
-    for form in np.unique(_select(results, method="gd")["form"]):
-        cells = _select(results, method="gd", form=form)
-        base = _select(cells, condition=1.0)["num_iterations"].transpose("seed", ...)
+    for form in np.unique(lab.select(results, method="gd")["form"]):
+        cells = lab.select(results, method="gd", form=form)
+        base = lab.select(cells, condition=1.0)["num_iterations"].transpose("seed", ...)
         cells = cells.isel({DIM: cells["condition"].values > 1})
         counts = cells["num_iterations"].transpose("seed", ...).values
         ratios.append(counts / (base.values * cells["condition"].values))
@@ -200,7 +190,7 @@ def _slowdown(results):
 
 def claims(results) -> list[Claim]:
     """Plain descent slows down with kappa; preconditioned, it does not."""
-    plain = _select(results, method="gd")
+    plain = lab.select(results, method="gd")
     found = [
         Claim(
             "gd: iterations at kappa over kappa times those at 1 (proportional)",
@@ -216,20 +206,20 @@ def claims(results) -> list[Claim]:
         ),
         Claim(
             "PrecGD, k > r: iterations to 1e-9, every kappa and form",
-            _select(results, method="prec_gd")["num_iterations"],
+            lab.select(results, method="prec_gd")["num_iterations"],
             high=110,
             source="Zhang, Fattahi, Zhang (2021)",
         ),
         Claim(
             "ScaledGD(lambda), k > r: iterations to 1e-9, every kappa and form",
-            _select(results, method="scaled_gd")["num_iterations"],
+            lab.select(results, method="scaled_gd")["num_iterations"],
             high=50,
             source="Xu, Shen, Chi, Ma (2023)",
         ),
     ]
-    for form in np.unique(_select(results, method="noisy_scaled_gd")["form"]):
+    for form in np.unique(lab.select(results, method="noisy_scaled_gd")["form"]):
         exact, wide = (
-            _select(results, method=f"noisy_{name}_gd", form=form)
+            lab.select(results, method=f"noisy_{name}_gd", form=form)
             for name in ("scaled", "prec")
         )
         found += [
@@ -283,16 +273,12 @@ def figure(results):
             for i in range(cells.sizes[DIM]):
                 cell = cells.isel({DIM: i})
                 kappa, kept = cell["condition"].item(), cell["num_steps"].item()
-                curves = cell["error"].transpose("seed", "step").values[:, :kept]
-                low, middle, high = np.quantile(curves, (0, 0.5, 1), axis=0)
-                style = {"color": colors[kappa], "lw": 1.5}
-                axis.plot(steps[:kept], middle, label=f"{kappa:g}", **style)
-                axis.fill_between(
-                    steps[:kept], low, high, color=colors[kappa], alpha=0.25, lw=0
-                )
+                style = {"color": colors[kappa], "label": f"{kappa:g}"}
+                lab.draw_seeds(axis, cell["error"], **style)
                 if method.startswith("noisy"):
                     # Every kappa has another ||M||_F, so another relative floor.
-                    scale = np.sqrt(cell["squared_error"]) / curves[:, -1]
+                    last = cell["error"].isel(step=kept - 1)
+                    scale = np.sqrt(cell["squared_error"]) / last
                     floor = np.median(np.sqrt(cell["floor"]) / scale)
                     axis.axhline(floor, color=colors[kappa], ls=":", lw=1)
             if not method.startswith("noisy"):

@@ -38,7 +38,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Claim, Experiment, Hyper, loop
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
@@ -240,11 +240,8 @@ def figure(results):
         for axis, share in zip(row, shares, strict=True):
             cell = shown.sel(num_columns=width, outlier_share=share)
             for name in METHODS:
-                curves = cell[f"{name}_error"].transpose("seed", "step").values
-                low, middle, high = np.nanquantile(curves, (0, 0.5, 1), axis=0)
-                steps, color = cell["step"].values, _COLORS[name]
-                axis.plot(steps, middle, color=color, label=_LABELS[name])
-                axis.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
+                style = {"color": _COLORS[name], "label": _LABELS[name]}
+                lab.draw_seeds(axis, cell[f"{name}_error"], **style)
             axis.axhline(1e-6, color="black", ls="--", lw=1, label="claimed")
             axis.set(yscale="log", ylim=(1e-9, 10))
             axis.set_title(f"k = {width}, {100 * share:g} % outliers", fontsize=10)

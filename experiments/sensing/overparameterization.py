@@ -33,7 +33,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Axis, Claim, errors, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
@@ -233,26 +233,17 @@ def _axes(symmetric, wide, asymmetric, modified):
     return (Axis(FIELDS, tuple(tuple(c[f] for f in FIELDS) for c in named)),)
 
 
-def _select(results, **settings):
-    """The cells at these settings; an error if there are none, never a silent pass."""
-    found = np.ones(results.sizes[DIM], bool)
-    for name, value in settings.items():
-        found &= results[name].values == value
-    if not found.any():
-        raise ValueError(f"No cell of these results has {settings}.")
-    return results.isel({DIM: np.flatnonzero(found)})
-
-
 def claims(results) -> list[Claim]:
     """The first four targets: S1, exact rank, S2, S3."""
     paper = "Xiong, Ding, Du (2023)"
-    symmetric = _select(results, method="symmetric", measurements="population")
+    symmetric = lab.select(results, method="symmetric", measurements="population")
     large = symmetric.isel({DIM: symmetric["alpha"].values >= 0.5})
-    exact = _select(results, method="symmetric", measurements="gaussian", num_columns=3)
-    wide = _select(results, method="symmetric", measurements="gaussian", num_columns=5)
-    asymmetric = _select(results, method="asymmetric", measurements="population")
-    modified = _select(results, method="modified", measurements="population")
-    noisy = _select(results, method="modified", measurements="gaussian")
+    noisy = lab.select(results, measurements="gaussian")
+    exact = lab.select(noisy, method="symmetric", num_columns=3)
+    wide = lab.select(noisy, method="symmetric", num_columns=5)
+    asymmetric = lab.select(results, method="asymmetric", measurements="population")
+    modified = lab.select(results, method="modified", measurements="population")
+    noisy = lab.select(noisy, method="modified")
 
     def last(cells):
         return cells["num_steps"].values.max()
@@ -331,7 +322,7 @@ def claims(results) -> list[Claim]:
         ),
         Claim(
             "modified step: it was taken in every run",
-            _select(results, method="modified")["rebalanced_at"],
+            lab.select(results, method="modified")["rebalanced_at"],
             low=1,
             source=f"{paper}, eq. 5.1",
         ),
@@ -357,17 +348,11 @@ def figure(results):
     (sublinear, width), (imbalance, modified) = page.subplots(2, 2)
     steps = results["step"].values
 
-    def draw(axis, cell, label, color, **style):
-        """Median over seeds, the range of seeds behind it."""
-        curves = cell["error"].transpose("seed", "step").values
-        steps_taken = cell["num_steps"].item()
-        kept = steps < steps_taken
-        low, middle, high = np.nanquantile(curves[:, kept], (0, 0.5, 1), axis=0)
-        axis.plot(steps[kept], middle, color=color, label=label, **style)
-        axis.fill_between(steps[kept], low, high, color=color, alpha=0.25, lw=0)
+    def draw(axis, cell, label, color):
+        lab.draw_seeds(axis, cell["error"], color=color, label=label)
 
     def cells(**settings):
-        found = _select(results, **settings)
+        found = lab.select(results, **settings)
         return [found.isel({DIM: i}) for i in range(found.sizes[DIM])]
 
     theory_style = {"color": "black", "ls": "--", "lw": 1}
@@ -438,7 +423,7 @@ def figure(results):
         alpha, beta = cell["alpha"].item(), cell["beta"].item()
         draw(modified, cell, f"{alpha:g}" if beta == 1 else None, shades[alpha])
     for beta in (1.0, 0.5):
-        rate = _select(
+        rate = lab.select(
             results, method="modified", measurements="population", beta=beta
         )["predicted_rate"]
         rate = rate.values.flat[0]
@@ -489,7 +474,8 @@ EXPERIMENT = Experiment(
     every=EVERY,
     smoke={
         "num_seeds": 3,
-        "axes": _axes(symmetric=4000, wide=1500, asymmetric=12_000, modified=800),
+        "axes": _axes(symmetric=4000, wide=1500, asymmetric=8000, modified=800),
+        "hparams": HParams(n=36),
     },
     claims=claims,
     figure=figure,

@@ -34,7 +34,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Axis, Claim, errors, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
@@ -181,12 +181,8 @@ def _success(results, kind):
         ValueError: If these results have no such cells.
     """
     ensemble, method = kind
-    is_here = (results["ensemble"] == ensemble) & (results["method"] == method)
-    if not is_here.any():
-        raise ValueError(f"No cell of these results has {kind}.")
-    cells = results["success"].isel({DIM: int(np.flatnonzero(is_here)[0])})
-    order = ("seed", "num_measurements", "rank")
-    return cells.transpose(*order).values.mean(axis=0)
+    cells = lab.select(results, ensemble=ensemble, method=method).squeeze(DIM)
+    return cells["success"].mean("seed").transpose("num_measurements", "rank").values
 
 
 def _half(success, oversampling):
@@ -225,9 +221,8 @@ def claims(results) -> list[Claim]:
     present = list(
         zip(results["ensemble"].values, results["method"].values, strict=True)
     )
-    for kind in KINDS[:2]:
-        if kind not in present:
-            raise ValueError(f"No cell of these results has {kind}.")
+    for ensemble, method in KINDS[:2]:
+        lab.select(results, ensemble=ensemble, method=method)
     found, halves = [], {}
     for kind in present:
         if kind not in HALF:

@@ -35,9 +35,10 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Claim, errors, Experiment, Hyper, loop, Solver
 from jaxlr.linalg import matmul
+from jaxlr.sensing import theory
 
 
 BLOCK = 32
@@ -161,7 +162,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     (_, best, _), infos = loop.run(
         solve_key, Solver(init, step), hparams.num_steps, every=EVERY
     )
-    reference = sensing.best_rank(blocks, _reference_rank(side, num_measurements))
+    reference_rank = theory.recoverable_rank((side, side), num_measurements)
+    reference = sensing.best_rank(blocks, reference_rank)
     gap = jnp.linalg.norm(best - blocks) / jnp.linalg.norm(blocks)
     if is_pixels:
         mask = observe.adjoint(jnp.ones(observe.measurement_shape))
@@ -174,20 +176,10 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         recovered_psnr=sensing.psnr(best, blocks),
         recovered_error=gap,
         reference_psnr=sensing.psnr(reference, blocks),
-        original=_quantize(photo),
-        observed=_quantize(observed),
-        recovered=_quantize(_join(best, hparams.size)),
+        original=sensing.to_pixels(photo),
+        observed=sensing.to_pixels(observed),
+        recovered=sensing.to_pixels(_join(best, hparams.size)),
     )
-
-
-def _reference_rank(side, num_measurements):
-    """The largest rank with 2.5 measurements per degree of freedom; at least 1."""
-    ranks = np.arange(1, side + 1)
-    return max(1, int(np.sum(2.5 * ranks * (2 * side - ranks) <= num_measurements)))
-
-
-def _quantize(image):
-    return jnp.round(255 * jnp.clip(image, 0, 1)).astype(jnp.uint8)
 
 
 def _operators(key, kind, side, num_measurements):
@@ -235,16 +227,12 @@ SETTING = "measurements_num_columns_alpha"
 
 def _select(results, measurements, *, is_wide, is_small):
     """One setting of width and start, found by its coordinates, never by position."""
-    kind = results["measurements"].values == measurements
-    if not kind.any():
-        raise ValueError(f"No cell of these results measures {measurements}.")
-    columns, alphas = results["num_columns"].values, results["alpha"].values
-    extreme_columns = columns[kind].max() if is_wide else columns[kind].min()
-    kind &= columns == extreme_columns
-    kind &= alphas == (alphas[kind].min() if is_small else alphas[kind].max())
-    if kind.sum() != 1:
-        raise ValueError(f"{kind.sum()} cells of these results match, need one.")
-    return results.isel({SETTING: int(np.flatnonzero(kind)[0])})
+    cells = lab.select(results, measurements=measurements)
+    columns = cells["num_columns"].values
+    cells = lab.select(cells, num_columns=columns.max() if is_wide else columns.min())
+    alphas = cells["alpha"].values
+    cells = lab.select(cells, alpha=alphas.min() if is_small else alphas.max())
+    return cells.squeeze(SETTING)
 
 
 def claims(results) -> list[Claim]:
@@ -259,7 +247,8 @@ def claims(results) -> list[Claim]:
         psnr = wide["recovered_psnr"]
         side = size if kind == "pixels" else BLOCK
         ranks = ", ".join(
-            f"{_reference_rank(side, p * side**2 // 100)} at {p} %" for p in percent
+            f"{theory.recoverable_rank((side, side), p * side**2 // 100)} at {p} %"
+            for p in percent
         )
         cells = [cell["recovered_psnr"] for cell in (narrow, wide, large)]
         gains = [
@@ -341,13 +330,9 @@ def figure(results):
             (True, False, "#009E73"),
         ):
             cell = _select(data, kind, is_wide=is_wide, is_small=is_small)
-            values = cell["psnr"].transpose("seed", "step").values
-            low, middle, high = np.nanquantile(values, (0, 0.5, 1), axis=0)
-            steps = cell["step"].values
             columns, alpha = cell["num_columns"].item(), cell["alpha"].item()
             label = rf"k = {columns}, $\alpha$ = {alpha:g}"
-            axis.plot(steps, middle, color=color, label=label)
-            axis.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
+            lab.draw_seeds(axis, cell["psnr"], color=color, label=label)
         reference = cell["reference_psnr"].values.flat[0]
         axis.axhline(reference, color="black", ls="--", lw=1, label="best of low rank")
         axis.set_title(f"{photo}, {share} % {kind}", fontsize=10)
@@ -367,7 +352,7 @@ EXPERIMENT = Experiment(
     smoke={
         "num_seeds": 1,
         "axes": AXES | {"photo": ("china",)},
-        "hparams": HParams(num_steps=400),
+        "hparams": HParams(size=128, num_steps=400),
     },
     claims=claims,
     figure=figure,

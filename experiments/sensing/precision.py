@@ -35,7 +35,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Claim, errors, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
@@ -189,7 +189,6 @@ def figure(results):
     ensembles = results["ensemble"].values
     page = Figure(figsize=(5.2 * len(ensembles), 4.4), layout="constrained")
     axes = page.subplots(1, len(ensembles), sharey=True, squeeze=False)[0]
-    steps = results["step"].values
     for axis, ensemble in zip(axes, ensembles, strict=True):
         cells = results.sel(ensemble=ensemble)
         for precision, color, style in zip(
@@ -199,10 +198,7 @@ def figure(results):
             strict=True,
         ):
             cell = cells.sel(precision=precision)
-            curves = cell["error"].transpose("seed", "step").values
-            low, middle, high = np.quantile(curves, (0, 0.5, 1), axis=0)
-            axis.plot(steps, middle, color=color, ls=style, label=precision)
-            axis.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
+            lab.draw_seeds(axis, cell["error"], color=color, ls=style, label=precision)
         predicted = cells["predicted"].sel(precision="bfloat16").values.flat[0]
         axis.axhline(predicted, color="gray", ls=":", label="bfloat16, formula")
         axis.set(yscale="log", ylim=(1e-14, 3), xlabel="step", title=ensemble)

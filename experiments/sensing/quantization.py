@@ -32,7 +32,7 @@ from jax.scipy import stats
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Claim, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
@@ -162,10 +162,8 @@ def figure(results):
             ("means_error", "least squares on the levels' means", "#E69F00"),
             ("error", "likelihood of the levels", "#0072B2"),
         ):
-            values = cells[name].transpose("seed", "num_levels").values
-            low, middle, high = np.quantile(values, (0, 0.5, 1), axis=0)
-            axis.plot(levels, middle, color=color, marker="o", label=label)
-            axis.fill_between(levels, low, high, color=color, alpha=0.25, lw=0)
+            style = {"color": color, "marker": "o", "label": label}
+            lab.draw_seeds(axis, cells[name], "num_levels", **style)
         floor = np.sqrt(cells["floor"].isel(seed=0))
         formula = floor / np.sqrt(cells["efficiency"].isel(seed=0))
         axis.plot(levels, formula, "k--", label="formula")
@@ -173,7 +171,9 @@ def figure(results):
             floor.values.flat[0], color="gray", ls=":", label="numbers, not levels"
         )
         axis.set_xscale("log", base=2)
-        axis.set(yscale="log", xlabel="levels L [1]", title=f"noise / signal = {noise:g}")
+        axis.set(
+            yscale="log", xlabel="levels L [1]", title=f"noise / signal = {noise:g}"
+        )
     axes[0].set_ylabel(r"$\|FG^T - M\|_F\,/\,\|M\|_F$ [1]")
     axes[0].legend(fontsize=9)
     page.suptitle("Levels cost what they lose of the information, no more")
@@ -185,7 +185,10 @@ EXPERIMENT = Experiment(
     hparams=HParams(),
     axes={"num_levels": (2, 4, 8, 16), "noise": (0.5, 1.0, 2.0)},
     num_seeds=20,
-    smoke={"axes": {"num_levels": (2, 16), "noise": (1.0,)}, "num_seeds": 12},
+    smoke={
+        "axes": {"num_levels": (2, 16), "noise": (1.0,)},
+        "hparams": HParams(n=10),
+    },
     claims=claims,
     figure=figure,
 )

@@ -40,6 +40,7 @@ from jaxlr import sensing
 from jaxlr.core import Claim, Experiment, Hyper, loop, Solver
 from jaxlr.kernels import loss_value
 from jaxlr.linalg import matmul
+from jaxlr.sensing import theory
 
 
 LOSSES = ("l2", "huber")
@@ -150,28 +151,18 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     (l2, l2_psnr), (huber, huber_psnr) = map(recover, LOSSES)
     mask = seen.adjoint(jnp.ones(num_seen))
     observed = jnp.where(mask > 0, seen.adjoint(pixels), 0.5)
-    reference = sensing.best_rank(photo, reference_rank(hparams.size, num_seen))
+    reference = sensing.best_rank(photo, theory.recoverable_rank(shape, num_seen))
     return Metrics(
         l2_psnr=l2_psnr,
         huber_psnr=huber_psnr,
         l2_recovered_psnr=sensing.psnr(l2, photo),
         huber_recovered_psnr=sensing.psnr(huber, photo),
         reference_psnr=sensing.psnr(reference, photo),
-        original=_quantize(photo),
-        observed=_quantize(observed),
-        l2_recovered=_quantize(l2),
-        huber_recovered=_quantize(huber),
+        original=sensing.to_pixels(photo),
+        observed=sensing.to_pixels(observed),
+        l2_recovered=sensing.to_pixels(l2),
+        huber_recovered=sensing.to_pixels(huber),
     )
-
-
-def reference_rank(size: int, num_seen: int) -> int:
-    """The largest rank with 2.5 pixels seen per degree of freedom; at least 1."""
-    ranks = np.arange(1, size + 1)
-    return max(1, int(np.sum(2.5 * ranks * (2 * size - ranks) <= num_seen)))
-
-
-def _quantize(image):
-    return jnp.round(255 * jnp.clip(image, 0, 1)).astype(jnp.uint8)
 
 
 AXES = {"photo": ("china", "flower"), "outlier_share": (0.0, 0.1, 0.2, 0.3)}

@@ -26,7 +26,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import sensing
+from jaxlr import lab, sensing
 from jaxlr.core import Claim, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
@@ -130,6 +130,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Error over steps; its least value against alpha, beside the predicted power."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     page = Figure(figsize=(11, 4.4), layout="constrained")
@@ -137,13 +138,10 @@ def figure(results):
     alphas = np.sort(results["alpha"].values)
     counts = results["num_measurements"].values
     wide = results.isel(num_columns=-1)
-    for alpha, color in zip(alphas, np.linspace(0, 0.85, len(alphas)), strict=True):
+    shades = colormaps["viridis"](np.linspace(0, 0.85, len(alphas)))
+    for alpha, color in zip(alphas, shades, strict=True):
         cell = wide.sel(alpha=alpha, num_measurements=counts[-1])
-        curves = cell["error"].transpose("seed", "step").values
-        low, middle, high = np.quantile(curves, (0, 0.5, 1), axis=0)
-        style = {"color": _shade(color)}
-        left.plot(results["step"], middle, label=f"{alpha:g}", **style)
-        left.fill_between(results["step"], low, high, alpha=0.25, lw=0, **style)
+        lab.draw_seeds(left, cell["error"], color=color, label=f"{alpha:g}")
     left.set(yscale="log", xlabel="step", title=f"m = {counts[-1]}, a wide factor")
     left.set_ylabel(r"$\|XX^T - M\|_F\,/\,\|M\|_F$ [1]")
     left.legend(title=r"$\alpha$", fontsize=8)
@@ -165,12 +163,6 @@ def figure(results):
     return page
 
 
-def _shade(position):
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](position)
-
-
 EXPERIMENT = Experiment(
     run=run,
     hparams=HParams(),
@@ -185,9 +177,10 @@ EXPERIMENT = Experiment(
         "num_seeds": 3,
         "axes": {
             "alpha": (1e-3, 1e-5),
-            "num_measurements": (0, 3000, 1000),
-            "num_columns": (10,),
+            "num_measurements": (0, 1600, 500),
+            "num_columns": (8,),
         },
+        "hparams": HParams(n=20),
     },
     claims=claims,
     figure=figure,

@@ -151,14 +151,15 @@ def _xla(rows, x, y, delta, loss, scale, block_rows):
     dtype = rows.product_dtype(x.dtype)
     y = y.astype(dtype)
 
-    def body(total, start, num):
+    def body(rows, total, start, num, x, y, delta):
         block = rows.block(start, num, dtype)
         part = lax.dynamic_slice_in_dim(y, start, num)
         residual = scale * block_dot(block, x) - part
         slope = loss_slope(loss, residual, delta)
         return total + block_transpose_dot(block, slope), residual
 
-    d, residual = scan_blocks(rows, block_rows, body, jnp.zeros(rows.size, dtype))
+    total = jnp.zeros(rows.size, dtype)
+    d, residual = scan_blocks(rows, block_rows, body, total, x, y, delta)
     return residual, scale * d
 
 

@@ -75,10 +75,10 @@ class Rows(eqx.Module):
         x = check_vector("x", x, self.size)
         dtype = self.product_dtype(x.dtype)
 
-        def body(carry, start, num):
-            return carry, block_dot(self.block(start, num, dtype), x)
+        def body(rows, carry, start, num, x):
+            return carry, block_dot(rows.block(start, num, dtype), x)
 
-        return scan_blocks(self, self.default_block_rows(dtype), body, ())[1]
+        return scan_blocks(self, self.default_block_rows(dtype), body, (), x)[1]
 
     def transpose_dot(self, z: Num[Array, " m"]) -> Inexact[Array, " size"]:
         """A^T z: flops and memory as `dot`.
@@ -89,22 +89,23 @@ class Rows(eqx.Module):
         z = check_vector("z", z, self.num_rows)
         dtype = self.product_dtype(z.dtype)
 
-        def body(total, start, num):
+        def body(rows, total, start, num, z):
             part = lax.dynamic_slice_in_dim(z, start, num)
-            return total + block_transpose_dot(self.block(start, num, dtype), part), ()
+            return total + block_transpose_dot(rows.block(start, num, dtype), part), ()
 
         total = jnp.zeros(self.size, dtype)
-        return scan_blocks(self, self.default_block_rows(dtype), body, total)[0]
+        return scan_blocks(self, self.default_block_rows(dtype), body, total, z)[0]
 
     def to_dense(self) -> Inexact[Array, "m size"]:
         """All entries: m size numbers, and a block's worth while they are made."""
+        dtype = self.dtype
 
-        def body(dense, start, num):
-            part = self.block(start, num, self.dtype)
+        def body(rows, dense, start, num):
+            part = rows.block(start, num, dtype)
             return lax.dynamic_update_slice_in_dim(dense, part, start, 0), ()
 
-        dense = jnp.zeros((self.num_rows, self.size), self.dtype)
-        return scan_blocks(self, self.default_block_rows(self.dtype), body, dense)[0]
+        dense = jnp.zeros((self.num_rows, self.size), dtype)
+        return scan_blocks(self, self.default_block_rows(dtype), body, dense)[0]
 
 
 class StoredRows(Rows):
@@ -282,33 +283,36 @@ def _product(block, x, axis):
 def scan_blocks(
     rows: Rows,
     block_rows: int,
-    body: Callable[[Any, Any, int], tuple[Any, Any]],
+    body: Callable[..., tuple[Any, Any]],
     carry: Any,
+    *operands: Any,
 ) -> tuple[Any, Any]:
     """Go over the rows in blocks; the last may have fewer, so that none is padded.
 
     Args:
-        rows: Gives m.
+        rows: Of which m are taken.
         block_rows: Rows of a block. Static.
-        body: `body(carry, start, num) -> (carry, out)`, where the arrays of `out` have
-            a leading axis of `num`. Derivatives recompute what it makes.
+        body: `body(rows, carry, start, num, *operands) -> (carry, out)`, where the
+            arrays of `out` have a leading axis of `num`. Derivatives recompute what it
+            makes. It must not close over traced values: jax would keep them.
         carry: Its first.
+        *operands: Other values that it needs.
 
     Returns:
         The last carry, and the outs in one: a leading axis of m.
     """
     num_rows = rows.num_rows
     if block_rows >= num_rows:
-        return body(carry, 0, num_rows)
+        return body(rows, carry, 0, num_rows, *operands)
     # Without this the derivative of a product would keep every block.
-    body = jax.checkpoint(body, prevent_cse=False, static_argnums=2)
+    body = jax.checkpoint(body, prevent_cse=False, static_argnums=3)
     num_blocks = (num_rows - 1) // block_rows
     start = num_blocks * block_rows
     # The last block comes first: in a `shard_map` the carry then varies over the same
     # devices as after every other block, which the scan asks for.
-    carry, last = body(carry, start, num_rows - start)
+    carry, last = body(rows, carry, start, num_rows - start, *operands)
     carry, outs = lax.scan(
-        lambda carry, i: body(carry, i * block_rows, block_rows),
+        lambda carry, i: body(rows, carry, i * block_rows, block_rows, *operands),
         carry,
         jnp.arange(num_blocks),
     )

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
         Plan as Plan,
         plan as plan,
     )
+    from jaxlr.lab.plot import draw_seeds as draw_seeds
     from jaxlr.lab.replaying import replay as replay
-    from jaxlr.lab.results import claims as claims, load as load
+    from jaxlr.lab.results import claims as claims, load as load, select as select
     from jaxlr.lab.store import RunDirectoryError as RunDirectoryError
 
 _HOME = {
@@ -25,9 +26,11 @@ _HOME = {
     "chunk_function": "planning",
     "claims": "results",
     "compile_for": "aot",
+    "draw_seeds": "plot",
     "load": "results",
     "plan": "planning",
     "replay": "replaying",
+    "select": "results",
     "sweep": "engine",
 }
 __all__ = list(_HOME)  # pyright: ignore

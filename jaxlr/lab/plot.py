@@ -17,6 +17,27 @@ _LOG_SPAN = 30.0  # positive values that span more than this are drawn on a log 
 _QUANTILES = (0.1, 0.5, 0.9)
 
 
+def draw_seeds(
+    axis: Any, curves: "xr.DataArray", x: str = "step", **style: Any
+) -> None:
+    """Draw the median over seeds, and the range of the seeds behind it.
+
+    Args:
+        axis: Matplotlib's axes.
+        curves: Values with two dimensions, "seed" and that of `x`; NaN are left out.
+        x: Coordinate to draw against.
+        **style: Of the line, as `axis.plot` takes it.
+    """
+    (dim,) = curves[x].dims
+    values = curves.transpose("seed", dim).values
+    kept = np.isfinite(values).any(axis=0)
+    low, middle, high = np.nanquantile(values[:, kept], (0, 0.5, 1), axis=0)
+    (line,) = axis.plot(curves[x].values[kept], middle, **style)
+    axis.fill_between(
+        curves[x].values[kept], low, high, color=line.get_color(), alpha=0.25, lw=0
+    )
+
+
 def default_figure(results: "xr.Dataset") -> "Figure":
     """One panel a metric: median over seeds, with the 10 % to 90 % band.
 

@@ -281,6 +281,32 @@ def attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
+    """The cells of these values, also where axes that move together share a dimension.
+
+    Where `Dataset.sel` needs an index along a dimension, this takes any coordinate; the
+    dimension is kept.
+
+    Args:
+        results: What `sweep` or `load` returns.
+        **values: Coordinates by name, each with the value, or the list of values, that
+            the cells have.
+
+    Raises:
+        ValueError: If no cell has them: a claim about nothing would hold.
+    """
+    for name, wanted in values.items():
+        (dim,) = results[name].dims
+        found = np.isin(results[name].values, wanted)
+        if not found.any():
+            raise ValueError(
+                f"No cell of these results has {name} = {wanted!r}; they have "
+                f"{np.unique(results[name].values).tolist()}."
+            )
+        results = results.isel({dim: np.flatnonzero(found)})
+    return results
+
+
 def claims(experiment: Experiment, results: "xr.Dataset") -> list[Claim]:
     """The experiment's claims about `results`; none if it makes none.
 

@@ -35,6 +35,7 @@ from jaxlr.sensing.problem import (
     Quantizer as Quantizer,
     relative_error as relative_error,
     SensingProblem as SensingProblem,
+    to_pixels as to_pixels,
 )
 from jaxlr.sensing.sharded import run_sharded as run_sharded
 from jaxlr.sensing.solver import (

@@ -13,7 +13,7 @@ import jax
 from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Key, Num, UInt8
 import numpy as np
 
 from jaxlr import linalg
@@ -358,6 +358,11 @@ def psnr(
         peak: The largest value a pixel can have.
     """
     return 10 * jnp.log10(peak**2 / jnp.mean((image - truth) ** 2))
+
+
+def to_pixels(image: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Luma 0..1 as whole numbers 0..255; what is outside is clipped."""
+    return jnp.round(255 * jnp.clip(image, 0, 1)).astype(jnp.uint8)
 
 
 def best_rank(x: Float[Array, "n1 n2"], rank: int) -> Float[Array, "n1 n2"]:

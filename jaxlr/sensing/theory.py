@@ -193,6 +193,24 @@ def degrees_of_freedom(
     return rank * (shape[0] + shape[1] - rank)
 
 
+def recoverable_rank(
+    shape: tuple[int, int], num_measurements: int, *, oversampling: float = 2.5
+) -> int:
+    """The largest rank that so many measurements per degree of freedom determine.
+
+    Args:
+        shape: (n1, n2).
+        num_measurements: m.
+        oversampling: Measurements per degree of freedom; at 2.5 completion succeeds.
+
+    Returns:
+        The largest r with `oversampling` r (n1 + n2 - r) <= m; at least 1.
+    """
+    ranks = np.arange(1, min(shape) + 1)
+    needed = oversampling * ranks * (sum(shape) - ranks)
+    return max(1, int(np.sum(needed <= num_measurements)))
+
+
 def noise_floor(
     shape: tuple[int, int],
     rank: int,

@@ -192,3 +192,14 @@ def test_misuse_is_named():
         rows.dot(jnp.ones(9))
     with pytest.raises(ValueError, match=r"`z` must have shape \(9,\), got \(9, 1\)"):
         rows.transpose_dot(jnp.ones((9, 1)))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("source", SOURCES)
+def test_blocks_of_a_traced_key_leave_no_tracer_behind(source):
+    def product(key):
+        rows = SOURCES[source](key, 16, 128)
+        return rows.transpose_dot(rows.dot(jnp.ones(128)))
+
+    with jax.checking_leaks():
+        assert np.all(np.isfinite(jax.jit(product)(jr.key(0))))

@@ -1,9 +1,6 @@
 """Many devices: run in one process that sees eight, which the first test starts."""
 
-import os
 import re
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -12,36 +9,16 @@ import pytest
 
 from jaxlr.lab import chunks, load, plan, replay, store, sweep
 from jaxlr.lab.setup import Setup
+from tests.devices import Forced
 from tests.lab import _toys as toys
 
 
-FLAGS = "--xla_force_host_platform_device_count=8"
-HAS_EIGHT = FLAGS in os.environ.get("XLA_FLAGS", "")
-eight = pytest.mark.skipif(not HAS_EIGHT, reason="by test_on_eight_devices")
+EIGHT = Forced(8)
 
 
-@pytest.mark.skipif(HAS_EIGHT, reason="runs here")
+@EIGHT.starter
 def test_on_eight_devices():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-n0",
-            "-p",
-            "no:cacheprovider",
-            __file__,
-        ],
-        cwd=toys.ROOT,
-        env=os.environ
-        | {"PYTHONPATH": str(toys.ROOT), "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\b[1-9]\d* passed, 1 skipped", done.stdout)
+    EIGHT.rerun(__file__)
 
 
 MAKERS = pytest.mark.parametrize("make", [toys.closed, toys.long])
@@ -52,7 +29,7 @@ def _one():
     return jax.local_devices()[:1]
 
 
-@eight
+@EIGHT.needed
 @MAKERS
 @pytest.mark.parametrize("backend", ["shard_map", "pmap"])
 def test_eight_devices_give_the_bits_of_one_as_wide(make, backend):
@@ -63,7 +40,7 @@ def test_eight_devices_give_the_bits_of_one_as_wide(make, backend):
     toys.assert_equal(found, sweep(make(), axes, devices=_one(), chunk=3))
 
 
-@eight
+@EIGHT.needed
 @MAKERS
 def test_fewer_cells_than_devices(make):
     axes = {"rate": RATES[:5]}
@@ -73,7 +50,7 @@ def test_fewer_cells_than_devices(make):
     toys.assert_equal(some, sweep(make(), axes, devices=_one(), chunk=2))
 
 
-@eight
+@EIGHT.needed
 @MAKERS
 def test_devices_do_not_talk(make):
     setup = Setup.make(make(), {"rate": RATES})
@@ -88,7 +65,7 @@ def test_devices_do_not_talk(make):
     assert re.search(talk, mean.lower(np.ones(24)).compile().as_text())
 
 
-@eight
+@EIGHT.needed
 @MAKERS
 @pytest.mark.parametrize("backend", ["shard_map", "pmap"])
 def test_one_device_replays_what_eight_ran(tmp_path, make, backend):
@@ -102,7 +79,7 @@ def test_one_device_replays_what_eight_ran(tmp_path, make, backend):
         assert found.loss.values.tobytes() == wanted.tobytes()
 
 
-@eight
+@EIGHT.needed
 @MAKERS
 @pytest.mark.parametrize("counts", [(8, 1), (1, 8)])
 def test_a_run_goes_on_with_other_devices(tmp_path, make, counts):
@@ -118,7 +95,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path, make, counts):
     assert (tmp_path / "chunks/g000-c00000.npz").stat().st_ino == kept
 
 
-@eight
+@EIGHT.needed
 @pytest.mark.parametrize("num_cells", [2, 11])
 @pytest.mark.parametrize("counts", [(8, 1), (1, 8), (3, 8), (8, 3)])
 def test_a_long_run_goes_on_in_mid_run_with_other_devices(
@@ -145,7 +122,7 @@ def test_a_long_run_goes_on_in_mid_run_with_other_devices(
     assert not list((tmp_path / "segments").iterdir())
 
 
-@eight
+@EIGHT.needed
 def test_a_diverging_lane_stays_in_its_lane():
     axes = {"rate": RATES.copy()}
     calm = sweep(toys.closed(), axes)
@@ -158,7 +135,7 @@ def test_a_diverging_lane_stays_in_its_lane():
     assert (wild.diverged_at.values[4] >= 0).all()
 
 
-@eight
+@EIGHT.needed
 def test_the_cells_of_a_chunk_are_on_different_devices():
     setup = Setup.make(toys.closed(), {"rate": RATES})
     program = setup.program(0, 3)

@@ -58,7 +58,9 @@ print("inside")
 """
 
 
-@pytest.mark.parametrize("kind", ["rlimit", "variable"])
+@pytest.mark.parametrize(
+    "kind", ["rlimit", pytest.param("variable", marks=pytest.mark.slow)]
+)
 def test_a_sweep_ten_times_too_large_stays_inside_the_limit(kind):
     """The hard limit is enforced by the kernel, the soft one measured afterwards."""
     if not Path("/proc/self/status").exists():

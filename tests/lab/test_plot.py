@@ -1,6 +1,7 @@
 """The default figure: what is drawn, against what."""
 
 import matplotlib as mpl
+from matplotlib.figure import Figure
 import numpy as np
 import pytest
 import xarray as xr
@@ -133,3 +134,17 @@ def test_nothing_to_draw():
     results = dataset(curve=False).drop_vars("last")
     with pytest.raises(ValueError, match="give the experiment a figure"):
         plot.default_figure(results)
+
+
+def test_a_line_is_the_median_of_the_seeds_and_its_band_their_range():
+    axes = Figure().subplots()
+    curves = dataset()["error"].isel(eta=0, method=0)
+    curves = curves.where(curves["step"] < curves.sizes["step"] - 1)  # padding
+    plot.draw_seeds(axes, curves, color="red", label="mine")
+    (line,), (band,) = axes.get_lines(), axes.collections
+    kept = curves.isel(step=slice(-1))
+    assert line.get_label() == "mine"
+    np.testing.assert_array_equal(line.get_xdata(), kept["step"])
+    np.testing.assert_allclose(line.get_ydata(), kept.median("seed"))
+    low, high = band.get_paths()[0].get_extents().intervaly
+    np.testing.assert_allclose((low, high), (kept.min(), kept.max()))

@@ -453,3 +453,14 @@ def test_claims_are_judged_and_checked():
     wrong = EXPERIMENT.replace(claims=lambda r: [True])
     with pytest.raises(ValueError, match="list of Claim"):
         lab.claims(wrong, results)
+
+
+def test_cells_are_selected_by_coordinates_and_never_none():
+    """Also by those of fields that move together."""
+    results = lab.sweep(EXPERIMENT, {("eta", "shift"): [(0.1, 0.0), (0.2, 0.5)]})
+    one = lab.select(results, eta=0.2, shift=0.5)
+    assert one.sizes["eta_shift"] == 1
+    np.testing.assert_array_equal(one.loss[0], results.loss[1])
+    assert lab.select(results, eta=[0.1, 0.2]).equals(results)
+    with pytest.raises(ValueError, match=r"has shift = 0\.5; they have \[0\.0\]"):
+        lab.select(results, eta=0.1, shift=0.5)

@@ -1,10 +1,6 @@
 """Measurements spread over eight devices, in a process that sees eight."""
 
-import os
-from pathlib import Path
 import re
-import subprocess
-import sys
 
 import chex
 import jax
@@ -14,36 +10,15 @@ import pytest
 
 from jaxlr import sensing
 from jaxlr.core import loop
+from tests.devices import Forced
 
 
-FLAGS = "--xla_force_host_platform_device_count=8"
-HAS_EIGHT = FLAGS in os.environ.get("XLA_FLAGS", "")
-ROOT = Path(__file__).resolve().parents[2]
-eight = pytest.mark.skipif(not HAS_EIGHT, reason="by test_on_eight_devices")
+EIGHT = Forced(8)
 
 
-@pytest.mark.skipif(HAS_EIGHT, reason="runs here")
+@EIGHT.starter
 def test_on_eight_devices():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-n0",
-            "-p",
-            "no:cacheprovider",
-            __file__,
-        ],
-        cwd=ROOT,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\b[1-9]\d* passed, 1 skipped", done.stdout)
+    EIGHT.rerun(__file__)
 
 
 def problem_of(make=sensing.gaussian, m=480, **settings):
@@ -62,7 +37,7 @@ SOLVERS = {
 }
 
 
-@eight
+@EIGHT.needed
 @pytest.mark.parametrize("name", SOLVERS)
 def test_eight_devices_give_the_run_of_one(name):
     assert jax.device_count() == 8
@@ -78,7 +53,7 @@ def matrix_of(state):
     return state.x if hasattr(state, "x") else state.factors[0] @ state.factors[1].T
 
 
-@eight
+@EIGHT.needed
 def test_packed_and_symmetric_ensembles_are_spread_too():
     for problem in (
         problem_of(sensing.rademacher, storage="packed"),
@@ -89,7 +64,7 @@ def test_packed_and_symmetric_ensembles_are_spread_too():
         chex.assert_trees_all_close(got, want, rtol=2e-3, atol=2e-5)
 
 
-@eight
+@EIGHT.needed
 def test_a_step_sends_one_message():
     problem = problem_of()
 
@@ -103,7 +78,7 @@ def test_a_step_sends_one_message():
     assert len(re.findall("stablehlo.all_reduce", hlo(7))) == 2
 
 
-@eight
+@EIGHT.needed
 @pytest.mark.misuse
 def test_misuse_is_named():
     with pytest.raises(ValueError, match=r"multiple of the 8 `devices`, got 481"):

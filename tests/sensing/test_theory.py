@@ -188,6 +188,34 @@ def test_the_exponent_of_a_small_start_is_that_of_the_run():
         assert want < 1.9
 
 
+def test_the_recoverable_rank_is_the_largest_with_measurements_to_spare():
+    rank = theory.recoverable_rank((256, 200), 52_428)
+    assert 2.5 * rank * (456 - rank) <= 52_428 < 2.5 * (rank + 1) * (455 - rank)
+    assert theory.recoverable_rank((256, 200), 10) == 1
+    assert theory.recoverable_rank((6, 4), 24, oversampling=1.0) == 4
+
+
+@pytest.mark.parametrize(("link", "one_bit"), [("probit", 2 / np.pi), ("logit", 0.75)])
+def test_levels_keep_the_information_that_their_likelihood_says(link, one_bit):
+    """Against its variance over draws; one bit of a weak signal in closed form."""
+    thresholds = np.array([-0.7, 0.2, 1.5])
+    with x64(True):
+        quantizer = sensing.Quantizer(thresholds, 0.8, link)
+        got = theory.quantization_efficiency(quantizer, 1.3)
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(1.3 * rng.normal(size=400_000))
+        levels = quantizer.draw(jr.key(0), x)
+        score = jax.vmap(jax.grad(quantizer.log_likelihood, 1))(levels, x)
+        whole = {"probit": 1.0, "logit": 1 / 3}[link] / 0.8**2
+        np.testing.assert_allclose(np.mean(score**2) / whole, got, rtol=0.01)
+        weak = sensing.Quantizer([0.0], 1.0, link)
+        share = theory.quantization_efficiency(weak, 1e-3)
+        np.testing.assert_allclose(share, one_bit, rtol=1e-5)
+        many = sensing.Quantizer(np.linspace(-9, 9, 400), 1.0, link)
+        share = theory.quantization_efficiency(many, 1.0)
+        np.testing.assert_allclose(share, 1, rtol=0.01)
+
+
 @pytest.mark.misuse
 def test_predictions_name_what_is_wrong():
     with pytest.raises(ValueError, match=r"`num_measurements`.* than 7, .*got 7"):
