@@ -11,10 +11,11 @@ if TYPE_CHECKING:
         lab as lab,
         linalg as linalg,
         sensing as sensing,
+        sharpness as sharpness,
     )
 
 __version__ = "0.1.0"
-__all__ = ["core", "kernels", "lab", "linalg", "sensing"]
+__all__ = ["core", "kernels", "lab", "linalg", "sensing", "sharpness"]
 
 
 def __getattr__(name: str):

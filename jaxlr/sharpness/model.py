@@ -1,0 +1,67 @@
+"""Small networks whose layers say that they are dense, and their losses."""
+
+from collections.abc import Sequence
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Int, Key
+import optax
+
+from jaxlr.sharpness._ghost import dense
+
+
+class MLP(eqx.Module):
+    """Dense layers with ReLU between them, for whole batches.
+
+    Weights are drawn as He et al. do, N(0, 2 / inputs); biases start at zero.
+
+    Args:
+        key: Source of the weights.
+        sizes: Inputs, hidden units of each layer, outputs. Static.
+
+    Raises:
+        ValueError: Unless there are two sizes at least, each at least 1.
+
+    References:
+        He, Zhang, Ren, Sun. "Delving Deep into Rectifiers: Surpassing Human-Level
+        Performance on ImageNet Classification". 2015. arXiv:1502.01852.
+    """
+
+    weights: list[Float[Array, "inputs outputs"]]
+    biases: list[Float[Array, " outputs"]]
+
+    def __init__(self, key: Key[Array, ""], sizes: Sequence[int]):
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"`sizes` must be two or more, each >= 1, got {sizes}.")
+        shapes = list(itertools.pairwise(sizes))
+        self.weights = [
+            jr.normal(k, shape) * (2 / shape[0]) ** 0.5
+            for k, shape in zip(jr.split(key, len(shapes)), shapes, strict=True)
+        ]
+        self.biases = [jnp.zeros(num_outputs) for _, num_outputs in shapes]
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch out"]:
+        """Outputs for each example of a batch; 2 multiply-adds a weight and example."""
+        layers = list(zip(self.weights, self.biases, strict=True))
+        for weight, bias in layers[:-1]:
+            x = jax.nn.relu(dense(x, weight, bias))
+        return dense(x, *layers[-1])
+
+
+def cross_entropy(
+    model: MLP, x: Float[Array, "n inputs"], labels: Int[Array, " n"]
+) -> Float[Array, ""]:
+    """Mean over examples of -log of the label's probability, in nats."""
+    logits = model(x)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses)
+
+
+def accuracy(
+    model: MLP, x: Float[Array, "n inputs"], labels: Int[Array, " n"]
+) -> Float[Array, ""]:
+    """Share of the examples whose largest output is the label's, 0..1."""
+    return jnp.mean(jnp.argmax(model(x), axis=-1) == labels)

@@ -1,0 +1,87 @@
+"""SAM as an optax transformation, for training loops that are built around one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+import optax
+
+from jaxlr.core import Hyper
+from jaxlr.sharpness._common import check_rho, perturb
+
+
+class AsOptaxState(NamedTuple):
+    """Steps done, which a schedule of rho is given, and the state of the base."""
+
+    num_steps: Int[Array, ""]
+    base: Any
+
+
+def as_optax(
+    base: optax.GradientTransformation,
+    rho: Hyper | Callable[[Int[Array, ""]], Hyper],
+    *,
+    normalize: bool = True,
+    adaptive: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """SAM whose second gradient is taken inside of `update`, for one shard.
+
+    Its steps are those of `optax.contrib.sam` in opaque mode, with a rho that follows
+    its schedule and a zero gradient that stays one. New code should rather give
+    `sam_value_and_grad` to an unchanged optimizer: that has shards and auxiliary
+    outputs, and clips and accumulates the second gradient, as SAM is meant to.
+
+    Args:
+        base: Any optax chain; it is given the second gradient.
+        rho: As in `sam_value_and_grad`, or a schedule, `step -> rho`.
+        normalize: As in `sam_value_and_grad`. Static.
+        adaptive: As in `sam_value_and_grad`. Static.
+
+    Returns:
+        A transformation with `AsOptaxState`. Its update needs the parameters, and
+        `grad_fn(params, i)`, the gradient anywhere, on the batch of the one it is
+        given; i is 0. One gradient a step in addition to the one given. Other keyword
+        arguments go to `base`.
+
+    Raises:
+        ValueError: For a negative rho; at an update without `params` or `grad_fn`.
+
+    References:
+        Foret, Kleiner, Mobahi, Neyshabur. "Sharpness-Aware Minimization for Efficiently
+        Improving Generalization". 2021. arXiv:2010.01412.
+    """
+    if not callable(rho):
+        check_rho(rho)
+    base = optax.with_extra_args_support(base)
+
+    def init(params: PyTree) -> AsOptaxState:
+        return AsOptaxState(jnp.zeros((), jnp.int32), base.init(params))
+
+    def update(
+        updates: PyTree,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        grad_fn: Callable[[PyTree, int], PyTree] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, AsOptaxState]:
+        if params is None or grad_fn is None:
+            missing = "params" if params is None else "grad_fn"
+            raise ValueError(
+                f"`{missing}` must be given to the update of SAM, got None."
+            )
+        moved, _ = perturb(
+            params,
+            updates,
+            rho(state.num_steps) if callable(rho) else rho,
+            normalize=normalize,
+            adaptive=adaptive,
+            chosen=params,
+        )
+        updates, inner = base.update(
+            grad_fn(moved, 0), state.base, params, **extra_args
+        )
+        return updates, AsOptaxState(state.num_steps + 1, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)

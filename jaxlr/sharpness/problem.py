@@ -1,0 +1,108 @@
+"""Data sets that sharpness is studied on, and batches of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxlr.core import Count, Hyper
+
+
+class Classification(NamedTuple):
+    """Examples with labels, to train on and to test with.
+
+    Attributes:
+        x: Training examples.
+        labels: Their labels, some of them wrong.
+        is_redrawn: Which labels were redrawn (one in ten of those by chance rightly).
+        test_x: Other examples.
+        test_labels: Their labels, all right.
+    """
+
+    x: Float[Array, "n p"]
+    labels: Int[Array, " n"]
+    is_redrawn: Bool[Array, " n"]
+    test_x: Float[Array, "n_test p"]
+    test_labels: Int[Array, " n_test"]
+
+
+def digits(
+    key: Key[Array, ""],
+    *,
+    num_train: int = 1280,
+    num_test: int = 500,
+    label_noise: Hyper = 0.2,
+) -> Classification:
+    """Handwritten digits, 8 x 8 pixels, with noise on the labels to train on.
+
+    The 1797 digits of the UCI test set that scikit-learn brings along.
+
+    Args:
+        key: Of the split into training and test examples, and of the noise.
+        num_train: Training examples. Static.
+        num_test: Test examples. Static.
+        label_noise: Share of the training labels that are redrawn uniformly from all
+            ten; those redrawn at a smaller share are among those at a larger one.
+
+    Returns:
+        Pixels from 0 to 1, p = 64; labels 0..9.
+
+    Raises:
+        ValueError: Unless both numbers are at least 1 and 1797 at most together.
+        ImportError: Without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            '`digits` needs scikit-learn: run `pip install "jaxlr[data]"`.'
+        ) from error
+
+    data = load_digits()
+    x, labels = jnp.asarray(data.data / 16.0, float), jnp.asarray(data.target)
+    for name, value, most in (
+        ("num_train", num_train, len(x) - 1),
+        ("num_test", num_test, len(x) - num_train),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"`{name}` must be in 1..{most}, got {value}.")
+    split_key, where_key, label_key = jr.split(key, 3)
+    order = jr.permutation(split_key, len(x))
+    train, test = order[:num_train], order[num_train : num_train + num_test]
+    is_redrawn = jr.uniform(where_key, (num_train,)) < label_noise
+    redrawn = jr.randint(label_key, (num_train,), 0, 10, labels.dtype)
+    return Classification(
+        x[train],
+        jnp.where(is_redrawn, redrawn, labels[train]),
+        is_redrawn,
+        x[test],
+        labels[test],
+    )
+
+
+def epoch_batch(
+    key: Key[Array, ""], step: Count, num_examples: int, batch_size: int
+) -> Int[Array, " batch_size"]:
+    """Which examples step t takes: every epoch goes once through a new order of all.
+
+    Args:
+        key: The same at every step.
+        step: t, traced.
+        num_examples: n. Static.
+        batch_size: Examples of a batch, static; the n mod `batch_size` last ones of an
+            epoch's order are left out.
+
+    Raises:
+        ValueError: Unless `batch_size` is in 1..n.
+    """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f"`batch_size` must be in 1..{num_examples}, got {batch_size}."
+        )
+    per_epoch = num_examples // batch_size
+    order = jr.permutation(jr.fold_in(key, step // per_epoch), num_examples)
+    return jax.lax.dynamic_slice_in_dim(
+        order, step % per_epoch * batch_size, batch_size
+    )
