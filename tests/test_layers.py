@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 FLOOR = {"core": 0, "kernels": 1, "lab": 1, "linalg": 2}  # a family is on floor 3
 LIBRARY = sorted((ROOT / "jaxlr").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
-ALLOWED_IN_EXPERIMENTS = {"jaxlr", "jax", "equinox", "numpy", "jaxtyping", "matplotlib"}
+ALLOWED_IN_EXPERIMENTS = {
+    *("jaxlr", "jax", "equinox", "optax", "numpy", "jaxtyping", "matplotlib")
+}
 
 
 def floor(package):

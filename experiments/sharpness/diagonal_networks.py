@@ -178,9 +178,9 @@ def figure(results):
         shards, rho = cell["num_shards"].item(), cell["rho"].item()
         name = "a shard an example" if shards > 1 else "one shard"
         style = {"color": color, "label": f"{name}, rho = {rho:g}" if rho else "GD"}
-        lab.draw_seeds(over_steps, cell["error"], **style)
+        lab.draw_seeds(over_steps, cell["error"].isel(step=slice(1, None)), **style)
         ends.plot(cell["l1_norm"], cell["final_error"], "o", **style)
-    over_steps.set(xscale="symlog", yscale="log", xlabel="step")
+    over_steps.set(xscale="log", yscale="log", xlabel="step")
     over_steps.set(ylabel="$||w - w^*||^2$ [1]", title="medians, ranges of seeds")
     ends.axvline(3, color="gray", ls=":", lw=1, label="the truth")
     ends.set(yscale="log", xlabel="$||w||_1$ [1]", title="at the end, each seed")

@@ -70,17 +70,20 @@ class Metrics(eqx.Module):
     accuracy: Float[Array, ""]
     """Share of the test digits that are recognized, at the end [1]."""
     memorized: Float[Array, ""]
-    """Share of the redrawn labels that are reproduced, at the end [1]."""
+    """Share of the redrawn labels that are reproduced, at the end; 0 of none [1]."""
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """One cell.
 
     Raises:
-        ValueError: As the data set and the transform do.
+        ValueError: For a `batch_size` that is not in 1..`num_train`, or as the data
+            set and the transform do.
     """
     data_key, order_key, solve_key, lanczos_key = jr.split(key, 4)
     num, size = hparams.num_train, hparams.batch_size
+    if not 1 <= size <= num:
+        raise ValueError(f"`batch_size` must be in 1..{num}, got {size}.")
     data = sharpness.digits(data_key, num_train=num, label_noise=hparams.label_noise)
     num_steps = hparams.num_epochs * (num // size)
 
@@ -121,7 +124,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         test_accuracy=test_accuracy,
         curvature=curvature.value,
         accuracy=sharpness.accuracy(model, data.test_x, data.test_labels),
-        memorized=jnp.sum(is_right & data.is_redrawn) / jnp.sum(data.is_redrawn),
+        memorized=jnp.sum(is_right & data.is_redrawn)
+        / jnp.maximum(jnp.sum(data.is_redrawn), 1),
     )
 
 
@@ -215,6 +219,8 @@ def figure(results):
     over_epochs.set(xlabel="epoch", ylabel="test accuracy [1]", ylim=(0.7, 1))
     over_epochs.set_title("medians, ranges of seeds")
     ends.set(xscale="log", xlabel="largest eigenvalue of the Hessian [nat]")
+    ends.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    ends.set_xticks([], minor=True)
     ends.set(ylabel="test accuracy [1]", title="at the end, each seed")
     ends.legend(fontsize=9, loc="lower left")
     page.suptitle(

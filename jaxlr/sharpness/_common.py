@@ -12,7 +12,11 @@ from jaxlr.core import compat, Hyper
 
 
 def check_rho(rho: Hyper) -> None:
-    """Raise a ValueError unless rho is traced, or a number of at least 0."""
+    """Refuse a known rho that cannot be a radius.
+
+    Raises:
+        ValueError: Unless rho is traced, or a number of at least 0.
+    """
     if not isinstance(rho, Tracer) and not (jnp.ndim(rho) == 0 and float(rho) >= 0):
         raise ValueError(f"`rho` must be a number >= 0, got {rho!r}.")
 

@@ -94,7 +94,7 @@ def ghost(
 
     if num_shards % 2 or size <= sum(w.size for w in jax.tree.leaves(params)):
         return together(cut)
-    # What is kept for both passes is large: two halves, to need no more than SAM does.
+    # What both passes keep outweighs the parameters: two halves keep half of it.
     halves = [x.reshape(2, num_shards // 2, *x.shape[1:]) for x in cut]
     value, grads, *rest = scan_mean(together, halves)
     rest = jax.tree.map(lambda x: x.reshape(num_shards, *x.shape[2:]), rest)
@@ -131,15 +131,13 @@ def _together(program, params, cut, rho, normalize, chosen):
     factors = {}
     for i in (i for i in dense_leaves if is_chosen[i]):
         own = [call for call in calls if call.leaf == i]
-        pairs = [
-            (jax.vmap(call.rows)(h[call.order]), _rows(d[call.order])) for call in own
-        ]
-        inputs, outputs = (
-            jnp.concatenate(side, 1) for side in zip(*pairs, strict=True)
-        )
+        outputs = jnp.concatenate([_rows(d[call.order]) for call in own], 1)
+        inputs = [jax.vmap(call.rows)(h[call.order]) for call in own]
+        inputs = jnp.concatenate(inputs, 1).astype(outputs.dtype)
         square, factors[i] = _perturbation(inputs, outputs)
         squares.append(square)
-    norm = jnp.sqrt(jnp.maximum(sum(squares), 0))
+    total = sum(squares, jnp.zeros(value.shape, jnp.float32))
+    norm = jnp.sqrt(jnp.maximum(total, 0))  # rounding can make a sum of grams negative
     scale = jnp.broadcast_to(scale_of(rho, norm, normalize=normalize), norm.shape)
     factors = {
         i: (*first, jax.vmap(scaled)(scale, last).astype(last.dtype))
@@ -191,7 +189,7 @@ def _perturbation(h, d):
         g = product("sbk,sbn->skn", h, d)
         return _square(g), (g.astype(d.dtype),)
     gram = product("sak,sbk->sab", h, h) * product("san,sbn->sab", d, d)
-    return jnp.sum(gram, (1, 2)), (jnp.swapaxes(h, 1, 2).astype(d.dtype), d)
+    return jnp.sum(gram, (1, 2)), (jnp.swapaxes(h, 1, 2), d)
 
 
 class _Call(NamedTuple):

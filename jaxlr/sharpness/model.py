@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import itertools
+import math
 
 import equinox as eqx
 import jax
@@ -37,9 +38,12 @@ class MLP(eqx.Module):
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"`sizes` must be two or more, each >= 1, got {sizes}.")
         shapes = list(itertools.pairwise(sizes))
+        # One draw for all: one a layer takes many times as long to compile.
+        ends = list(itertools.accumulate(map(math.prod, shapes)))
+        draws = jnp.split(jr.normal(key, (ends[-1],)), ends[:-1])
         self.weights = [
-            jr.normal(k, shape) * (2 / shape[0]) ** 0.5
-            for k, shape in zip(jr.split(key, len(shapes)), shapes, strict=True)
+            draw.reshape(shape) * (2 / shape[0]) ** 0.5
+            for draw, shape in zip(draws, shapes, strict=True)
         ]
         self.biases = [jnp.zeros(num_outputs) for _, num_outputs in shapes]
 

@@ -66,11 +66,8 @@ def as_optax(
         grad_fn: Callable[[PyTree, int], PyTree] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, AsOptaxState]:
-        if params is None or grad_fn is None:
-            missing = "params" if params is None else "grad_fn"
-            raise ValueError(
-                f"`{missing}` must be given to the update of SAM, got None."
-            )
+        grad_fn = _given("grad_fn", grad_fn)
+        params = _given("params", params)
         moved, _ = perturb(
             params,
             updates,
@@ -85,3 +82,9 @@ def as_optax(
         return updates, AsOptaxState(state.num_steps + 1, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _given(name, value):
+    if value is None:
+        raise ValueError(f"`{name}` must be given to the update of SAM, got None.")
+    return value

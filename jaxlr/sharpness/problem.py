@@ -1,6 +1,6 @@
 """Data sets that sharpness is studied on, and batches of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def digits(
             '`digits` needs scikit-learn: run `pip install "jaxlr[data]"`.'
         ) from error
 
-    data = load_digits()
+    data: Any = load_digits()
     x, labels = jnp.asarray(data.data / 16.0, float), jnp.asarray(data.target)
     for name, value, most in (
         ("num_train", num_train, len(x) - 1),

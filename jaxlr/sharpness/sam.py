@@ -99,11 +99,11 @@ def sam_value_and_grad(
             if `num_shards` is 1. Static.
         backend: How shards are run; results agree to rounding. With p the size of the
             parameters: "scan", one after the other, p more memory at work; "vmap",
-            together, about 2 p `num_shards`; "unroll", a scan without a loop, as
-            convolutions on a CPU want it; "ghost", together, for the weights that
-            `fun` gives to `sharpness.dense`, whose perturbations of low rank are never
-            formed; other leaves cost as in "vmap". Not used if `num_shards` is 1.
-            Static.
+            together, p `num_shards` and more; "unroll", a scan without a loop, as
+            convolutions on a CPU want it; "ghost", together, for the weights that `fun`
+            gives to `sharpness.dense`, whose perturbations of low rank are never formed
+            (in two halves if the inputs and outputs of those layers outnumber p); other
+            leaves cost as in "vmap". Not used if `num_shards` is 1. Static.
         perturb_axis_name: Mapped axes over which the first gradient is averaged.
         reduce_axis_name: Mapped axes over which the value and the returned gradient are
             averaged; auxiliary outputs and info are not.
@@ -160,12 +160,7 @@ def sam_value_and_grad(
     def value_and_grad(*args, **kwargs):
         nums = _positions(argnums, len(args))
         wanted = tuple(args[i] for i in nums)
-        params, static = eqx.partition(wanted, eqx.is_inexact_array)
-        if not jax.tree.leaves(params):
-            raise ValueError(
-                f"`argnums` {argnums} holds no floating or complex array to "
-                f"differentiate, got {wanted}."
-            )
+        params, static = _partition(wanted, argnums)
         params = compat.vary(params, axis_names)
         keep = True if perturb_filter is None else perturb_filter
         chosen = eqx.filter(params, (keep,) if isinstance(argnums, int) else keep)
@@ -233,6 +228,17 @@ def _positions(argnums, num_args):
             f"{argnums}."
         )
     return tuple(i % num_args for i in nums)
+
+
+def _partition(wanted, argnums):
+    """What can be differentiated, and the rest."""
+    params, static = eqx.partition(wanted, eqx.is_inexact_array)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"`argnums` {argnums} holds no floating or complex array to differentiate, "
+            f"got {wanted}."
+        )
+    return params, static
 
 
 def _axes(in_axes, nums, args):

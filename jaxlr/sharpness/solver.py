@@ -55,6 +55,10 @@ def train(
     Returns:
         A `Solver` with `TrainState` and `TrainInfo`; a step costs one call of
         `value_and_grad_fn` and one of the optimizer.
+
+    References:
+        Bottou, Curtis, Nocedal. "Optimization Methods for Large-Scale Machine
+        Learning". 2018. arXiv:1606.04838.
     """
 
     def init(key):

@@ -5,15 +5,7 @@ WRONG[experiment][beginning of a statement] = metric, (where, change), ...
 
 import numpy as np
 
-
-def times(factor):
-    """Every value by this factor."""
-    return lambda x: x * factor
-
-
-def plus(number):
-    """Every value and this."""
-    return lambda x: x + number
+from tests.changes import NAN, plus, times
 
 
 def later(num_counts):
@@ -21,7 +13,6 @@ def later(num_counts):
     return lambda x: x.shift(num_measurements=num_counts, fill_value=0.0)
 
 
-NAN = ({"seed": 0}, times(np.nan))  # one seed of several
 EXACT, WIDE = ({"measurements": "gaussian", "num_columns": k} for k in (3, 5))
 NAN_RATE = ({"method": "asymmetric", "seed": 0}, times(np.nan))
 

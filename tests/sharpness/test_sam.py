@@ -332,9 +332,13 @@ def test_all_leaves_left_out_is_the_gradient(num_shards):
             perturb_filter=False,
             num_shards=num_shards,
             backend=backend,
+            return_info=True,
         )
-        want = jax.value_and_grad(models.squares)(params, x, y)
-        assert_close(transform(params, x, y), want, 1e-5)
+        value, grads = jax.value_and_grad(models.squares)(params, x, y)
+        (same, info), same_grads = transform(params, x, y)
+        assert_close((same, same_grads), (value, grads), 1e-5)
+        shape = () if num_shards == 1 else (num_shards,)
+        np.testing.assert_array_equal(info.grad_norm, np.zeros(shape))
 
 
 def test_bfloat16_leaves_have_a_float32_norm_and_mean():
@@ -371,23 +375,19 @@ def test_complex_leaves_go_uphill():
 
 @pytest.mark.parametrize(
     ("backend", "num_shards", "copies"),
-    [("scan", n, 1.3) for n in (4, 32)] + [("ghost", n, 2.0) for n in (4, 8, 32)],
+    # The scan's depends on XLA: at most 1.17 for jax 0.10.2, 1.46 and 1.47 for others.
+    [("scan", n, 1.5) for n in (4, 32)] + [("ghost", n, 2.0) for n in (4, 8, 32)],
 )
 def test_memory_in_copies_of_the_parameters(backend, num_shards, copies):
     sizes = (256, 512, 512, 512, 10)
-    params = [
-        (jax.ShapeDtypeStruct((n, m), float), jax.ShapeDtypeStruct((m,), float))
-        for n, m in itertools.pairwise(sizes)
-    ]
-    batch = jax.ShapeDtypeStruct((256, 256), float), jax.ShapeDtypeStruct((256,), int)
+    params = [(jnp.zeros((n, m)), jnp.zeros(m)) for n, m in itertools.pairwise(sizes)]
+    batch = jnp.zeros((256, 256)), jnp.zeros(256, int)
 
-    def fun(params, x, y):
-        y = jnp.stack([y % 3, y, y])[0]
-        return models.mlp_loss([*params, (jnp.eye(10, 3), jnp.zeros(3))], x, y)
-
-    transform = sam_value_and_grad(fun, 0.1, num_shards=num_shards, backend=backend)
+    transform = sam_value_and_grad(
+        models.mlp_loss, 0.1, num_shards=num_shards, backend=backend
+    )
     program: Any = jax.jit(transform).lower(params, *batch).compile()
-    size = sum(w.size * w.dtype.itemsize for w in jax.tree.leaves(params))
+    size = sum(w.nbytes for w in jax.tree.leaves(params))
     assert program.memory_analysis().temp_size_in_bytes <= copies * size
 
 
