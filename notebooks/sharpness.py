@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -81,7 +83,7 @@ print(f"loss {loss:.2f}, gradient off by {distance(gradient, by_hand(model)):.0e
 # `normalize=False` is unnormalized SAM, $e = \rho g$; `adaptive=True` is ASAM, whose radius
 # is relative to each weight; `num_shards` is mSAM, which cuts the batch in shards and
 # climbs the loss of each on its own. The smaller the shards, the further their loss rises
-# within one radius. The backend "ghost" never forms a shard's perturbation, which has low
+# within one radius. The backend "ghost" multiplies by a shard's perturbation, which has low
 # rank: the model names its dense layers by `sharpness.dense`.
 
 

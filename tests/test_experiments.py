@@ -17,8 +17,18 @@ from jaxlr.core.docs import field_docs
 from jaxlr.lab import find
 
 
+# Their smoke sizes take 20 s or more to compile and run on two cores.
+HEAVY = {
+    "sensing.completion_photograph",
+    "sensing.overparameterization",
+    "sensing.photograph",
+    "sharpness.digits",
+}
 NAMES = sorted(find.names())
-pytestmark = pytest.mark.parametrize("name", NAMES)
+pytestmark = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in NAMES],
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +104,9 @@ def test_every_claim_can_be_false(name, smoke_results):
 def test_claims_notice_a_wrong_result(name, smoke_results):
     """Each claim fails on the changes that `tests/<family>/wrong.py` lists for it."""
     family, question = name.split(".")
-    wrong = importlib.import_module(f"tests.{family}.wrong").WRONG[question]
+    tables = importlib.import_module(f"tests.{family}.wrong").WRONG
+    assert question in tables, f"tests/{family}/wrong.py needs an entry {question!r}"
+    wrong = tables[question]
     experiment, results = smoke(name), swept(name, smoke_results)
     unnoticed = {claim.statement for claim in experiment.claims(results)}
     in_order = sorted(unnoticed, key=len)

@@ -66,9 +66,13 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """One cell.
 
     Raises:
-        ValueError: As the data set and the transform do.
+        ValueError: Unless `num_steps` is a multiple of 50; as the data set does.
     """
-    data_key, solve_key, lanczos_key = jr.split(key, 3)
+    if hparams.num_steps % EVERY:
+        raise ValueError(
+            f"`num_steps` must be a multiple of {EVERY}, got {hparams.num_steps}."
+        )
+    data_key, start_key, solve_key, lanczos_key = jr.split(key, 4)
     data = sharpness.digits(data_key, num_train=hparams.num_train, label_noise=0.0)
     x = data.x - jnp.mean(data.x, axis=0)
     target = jax.nn.one_hot(data.labels, 10)
@@ -85,7 +89,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         optax.sgd(hparams.eta),
         model_of,
     )
-    start = solver.init(jr.split(solve_key)[0])
+    start = solver.init(start_key)
 
     def block(state, t):
         curvature = sharpness.lambda_max(

@@ -18,9 +18,9 @@ point is near balance, not at it, and the imbalance ends at some hundredths. (La
 radii, and rarely this one, end in the saddle point F = G = 0, where SAM stays: one of
 two runs tried at rho = 0.1 and k = 1, one of 20 other seeds at rho = 0.05.)
 
-Falsified if, for any seed, gradient descent or unnormalized SAM loses a tenth of the
-imbalance in the second half of the run; if SAM ends, at any setting, with more than a
-third of gradient descent's imbalance, or, in the median over seeds, 0.95 of its
+Falsified if, for any of these seeds, gradient descent or unnormalized SAM loses a tenth
+of the imbalance in the second half of the run; if SAM ends, at any setting, with more
+than a third of gradient descent's imbalance, or, in the median over seeds, 0.95 of its
 curvature; if, with k = 1 and all entries, the rate of its decay leaves the formula by
 15 %, or the final curvature leaves 2 ||M|| by 5 %; or if the error left exceeds four
 times sqrt(2) of the cycle's radius.
@@ -127,8 +127,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
     half = imbalance.shape[0] // 2
     steps = EVERY * (imbalance.shape[0] - 1 - half)
-    distance = 2 * rho / (2 - 2 * eta)
     radius = sharpness.theory.two_cycle_radius(2.0, eta=eta, rho=rho)
+    distance = rho + radius
     return Metrics(
         imbalance=imbalance,
         error=error,

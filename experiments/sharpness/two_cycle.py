@@ -4,7 +4,7 @@ The loss is w^T H w / 2 in ten dimensions, H of eigenvalues lambda_1 = 1 down to
 Gradients are taken at w + rho g / ||g||, which is no smaller a perturbation where the
 gradient is small.
 
-Claims. Normalized SAM does not converge to the minimum. From any start it ends in a
+Claims. Normalized SAM does not converge to the minimum. From random starts it ends in a
 cycle w, -w, w, ... along the eigenvector of the largest eigenvalue, of radius eta
 lambda rho / (2 - eta lambda): as if the steepest direction alone mattered. Unnormalized
 SAM, rho lambda_1 times its gradient, converges.

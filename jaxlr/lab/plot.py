@@ -24,13 +24,17 @@ def draw_seeds(
 
     Args:
         axis: Matplotlib's axes.
-        curves: Values with two dimensions, "seed" and that of `x`; NaN are left out.
+        curves: Values with two dimensions, "seed" and that of `x`; those that are not
+            finite are left out.
         x: Coordinate to draw against.
         **style: Of the line, as `axis.plot` takes it.
     """
     (dim,) = curves[x].dims
     values = curves.transpose("seed", dim).values
+    values = np.where(np.isfinite(values), values, np.nan)
     kept = np.isfinite(values).any(axis=0)
+    if not kept.any():
+        return
     low, middle, high = np.nanquantile(values[:, kept], (0, 0.5, 1), axis=0)
     (line,) = axis.plot(curves[x].values[kept], middle, **style)
     axis.fill_between(

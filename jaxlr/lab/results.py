@@ -293,17 +293,18 @@ def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
             the cells have.
 
     Raises:
-        ValueError: If no cell has them: a claim about nothing would hold.
+        ValueError: If no cell has one of them: a claim about nothing would hold.
     """
     for name, wanted in values.items():
         (dim,) = results[name].dims
-        found = np.isin(results[name].values, wanted)
-        if not found.any():
-            raise ValueError(
-                f"No cell of these results has {name} = {wanted!r}; they have "
-                f"{np.unique(results[name].values).tolist()}."
-            )
-        results = results.isel({dim: np.flatnonzero(found)})
+        present = results[name].values
+        for value in np.atleast_1d(wanted):
+            if not (present == value).any():
+                raise ValueError(
+                    f"No cell of these results has {name} = {value}; they have "
+                    f"{sorted(set(present.tolist()))}."
+                )
+        results = results.isel({dim: np.flatnonzero(np.isin(present, wanted))})
     return results
 
 

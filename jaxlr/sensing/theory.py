@@ -252,10 +252,10 @@ def quantization_efficiency(quantizer: Quantizer, std: Hyper) -> Float[Array, ""
     """Share of the Fisher information about A(X) that its levels keep, 0..1.
 
     Of A(X) ~ N(0, std^2) seen through noise: the information of the levels, averaged
-    over A(X), over that of the noisy number itself. Least squares has the mean squared
-    error `noise_floor`; the maximum of the likelihood of levels that, over this share,
-    for many measurements a degree of freedom. One threshold at 0 and std << scale
-    leave 2 / pi of probit's, 3 / 4 of logit's.
+    over A(X), over that of the noisy number itself. With probit, least squares has the
+    mean squared error `noise_floor`; the maximum of the likelihood of levels that, over
+    this share, for many measurements a degree of freedom. One threshold at 0 and std <<
+    scale leave 2 / pi of probit's, 3 / 4 of logit's.
 
     Args:
         quantizer: Thresholds, noise and link.

@@ -1,4 +1,4 @@
-"""mSAM of dense layers without forming any shard's perturbation, and exact.
+"""mSAM of dense layers, exact, forming a shard's perturbation only where cheaper.
 
 For y = h W, shard j's gradient is G_j = H_j^T D_j: H_j the inputs of its rows, D_j the
 derivatives of its loss by the outputs y. With c_j = rho / ||G_j||, all layers together,
@@ -13,7 +13,6 @@ interpreters of that jaxpr are the two passes.
 """
 
 from collections.abc import Callable, Sequence
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +24,6 @@ from jaxlr.core import compat, Hyper
 from jaxlr.sharpness._common import scale_of, scaled, scan_mean, shift, wide
 
 
-BX = int(os.environ.get("BX", "1"))
-BY = int(os.environ.get("BY", "1"))
 _OTHERS = "use backend 'scan', 'vmap' or 'unroll'"
 
 

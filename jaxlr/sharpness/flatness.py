@@ -2,8 +2,10 @@
 
 Letters: w the parameters, flattened, d of them; L the loss; H its Hessian at w.
 `fun(params, *args) -> L` is a scalar. `params` is any pytree, an Equinox module whole:
-leaves that are no floating-point arrays stay as they are. Curvatures are computed in
-float32 at least. Complex parameters are an error: give their real and imaginary parts.
+leaves that are no floating-point arrays stay as they are. The loss is evaluated in the
+parameters' own types (in bfloat16 small radii are lost: cast them to float32 before),
+vectors of the Lanczos process are float32 at least. Complex parameters are an error,
+except in `hvp`: give their real and imaginary parts.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import numpy as np
 
 from jaxlr import linalg
 from jaxlr.core import Hyper
+from jaxlr.sharpness._common import check_rho
 
 
 if TYPE_CHECKING:
@@ -195,13 +198,13 @@ def m_sharpness(
 
     Returns:
         The value and its first-order form, which does not decrease if shards are split
-        further. Costs num_steps gradients and a loss of the whole batch, with the
+        further. Costs num_steps + 1 gradients of the whole batch, with the
         memory of one shard's gradient.
 
     Raises:
-        ValueError: If `num_shards` does not divide the number of examples, if arrays
-            differ in it or there are none, if `num_steps` is below 1, or L is not a
-            scalar.
+        ValueError: For a negative rho, if `num_shards` does not divide the number of
+            examples, if arrays differ in it or there are none, if `num_steps` is below
+            1, or L is not a scalar.
 
     References:
         Foret, Kleiner, Mobahi, Neyshabur. "Sharpness-Aware Minimization for
@@ -211,6 +214,7 @@ def m_sharpness(
         Network Generalization Using m-Sharpness-Aware Minimization". 2022.
         arXiv:2212.04343.
     """
+    check_rho(rho)
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
     shards = _split(batch, num_shards)

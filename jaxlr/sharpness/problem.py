@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -50,9 +51,13 @@ def digits(
         Pixels from 0 to 1, p = 64; labels 0..9.
 
     Raises:
-        ValueError: Unless both numbers are at least 1 and 1797 at most together.
+        ValueError: Unless both numbers are at least 1 and 1797 at most together; or, if
+            it is known while tracing, for a share that is not in 0..1.
         ImportError: Without scikit-learn.
     """
+    is_known = not isinstance(label_noise, Tracer)
+    if is_known and not 0 <= label_noise <= 1:
+        raise ValueError(f"`label_noise` must be in 0..1, got {label_noise}.")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -81,7 +81,8 @@ def sam_value_and_grad(
         fun: `fun(*args, **kwargs) -> value`, a scalar that averages over its batch, or
             `(value, aux)` if `has_aux`.
         rho: Radius of the perturbation [norm of w]; [1/curvature] if not `normalize`,
-            [1] if `adaptive`. At least 0. May be traced: a sweep, a schedule.
+            [1] if `adaptive`, [1/value] if `adaptive` and not `normalize`. At least 0.
+            May be traced: a sweep, a schedule.
         argnums: Which arguments to differentiate: pytrees of any shapes, which may be
             whole Equinox modules; the norm is over all of them together. Leaves that
             are not inexact arrays pass through, with None as gradient. Static.
@@ -100,10 +101,11 @@ def sam_value_and_grad(
         backend: How shards are run; results agree to rounding. With p the size of the
             parameters: "scan", one after the other, p more memory at work; "vmap",
             together, p `num_shards` and more; "unroll", a scan without a loop, as
-            convolutions on a CPU want it; "ghost", together, for the weights that `fun`
-            gives to `sharpness.dense`, whose perturbations of low rank are never formed
-            (in two halves if the inputs and outputs of those layers outnumber p); other
-            leaves cost as in "vmap". Not used if `num_shards` is 1. Static.
+            convolutions on a CPU want it, with up to the memory of "vmap"; "ghost",
+            together, for the weights that `fun` gives to `sharpness.dense`, whose
+            perturbations of low rank are formed only where cheaper (in two halves if
+            the inputs and outputs of those layers outnumber p); other leaves cost as in
+            "vmap". Not used if `num_shards` is 1. Static.
         perturb_axis_name: Mapped axes over which the first gradient is averaged.
         reduce_axis_name: Mapped axes over which the value and the returned gradient are
             averaged; auxiliary outputs and info are not.

@@ -293,8 +293,8 @@ def edge_of_stability(*, eta: Hyper, rho: Hyper = 0.0) -> Float[Array, ""]:
 def two_cycle_radius(eigenvalue: Hyper, *, eta: Hyper, rho: Hyper) -> Float[Array, ""]:
     """||w|| of the cycle w, -w, w, ... in which normalized SAM ends on a quadratic.
 
-    Along the eigenvector of the largest eigenvalue lambda, where the gradient is taken
-    at w + rho w / ||w||.
+    From almost any start, along the eigenvector of the largest eigenvalue lambda, where
+    the gradient is taken at w + rho w / ||w||.
 
     Args:
         eigenvalue: lambda > 0.

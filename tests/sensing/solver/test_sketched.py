@@ -93,7 +93,7 @@ def test_two_iterations_cost_at_most_fifteen_percent_more_sweeps(n, num_seeds):
             assert 0 < sketched <= 1.15 * exact
 
 
-@pytest.mark.parametrize("is_x64", [False, True])
+@pytest.mark.parametrize("is_x64", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_short_rows_and_superfluous_columns_make_no_nan(is_x64):
     shape, rng = (40, 30), np.random.default_rng(0)
     mask = rng.random(shape) < 0.1
