@@ -187,7 +187,7 @@ def claims(results) -> list[Claim]:
             Claim(
                 f"{problem}: best step of SAM / of GD, of the mean risk",
                 _best(sam) / _best(gd),
-                high=0.97,
+                high=0.9,
             ),
         ]
         steps, *figures = FIGURES[problem]

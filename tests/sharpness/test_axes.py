@@ -1,11 +1,6 @@
 """Perturbations across four devices, in a process that sees four."""
 
 import functools as ft
-import os
-from pathlib import Path
-import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,37 +10,16 @@ import pytest
 
 from jaxlr.core.compat import line_mesh
 from jaxlr.sharpness import sam_value_and_grad
+from tests.devices import Forced
 from tests.sharpness import _models as models
 
 
-FLAGS = "--xla_force_host_platform_device_count=4"
-HAS_FOUR = FLAGS in os.environ.get("XLA_FLAGS", "")
-ROOT = Path(__file__).resolve().parents[2]
-four = pytest.mark.skipif(not HAS_FOUR, reason="by test_on_four_devices")
+FOUR = Forced(4)
 
 
-@pytest.mark.skipif(HAS_FOUR, reason="runs here")
+@FOUR.starter
 def test_on_four_devices():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-n0",
-            "-p",
-            "no:cacheprovider",
-            __file__,
-        ],
-        cwd=ROOT,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\b[1-9]\d* passed, [12] skipped", done.stdout)
+    FOUR.rerun(__file__, most_skipped=2)  # a newer jax may have no pmap
 
 
 def spread(kind, transform, params, x, y):
@@ -83,7 +57,7 @@ make = ft.partial(sam_value_and_grad, models.mlp_loss, 0.5)
 KINDS = pytest.mark.parametrize("kind", ["shard_map", "unchecked", "pmap"])
 
 
-@four
+@FOUR.needed
 @KINDS
 def test_a_synchronized_perturbation_is_that_of_the_full_batch(kind):
     assert jax.device_count() == 4
@@ -91,7 +65,7 @@ def test_a_synchronized_perturbation_is_that_of_the_full_batch(kind):
     assert_close(spread(kind, transform, *arguments()), jax.jit(make())(*arguments()))
 
 
-@four
+@FOUR.needed
 @pytest.mark.parametrize(
     ("kind", "num_shards", "backend"),
     [
@@ -111,7 +85,7 @@ def test_devices_are_shards(kind, num_shards, backend):
     assert_close(spread(kind, transform, *arguments()), want)
 
 
-@four
+@FOUR.needed
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 def test_a_synchronized_perturbation_in_shards(kind):
     """Shard i of every device together, twelve rows each, have one perturbation."""
@@ -122,7 +96,7 @@ def test_a_synchronized_perturbation_in_shards(kind):
     assert_close(spread(kind, transform, params, x, y), want)
 
 
-@four
+@FOUR.needed
 def test_the_trap():
     """Without the cast the gradient is already summed: four times full-batch SAM."""
     params, x, y = arguments()
@@ -139,7 +113,7 @@ def test_the_trap():
     assert gap > 0.01  # the two meanings differ
 
 
-@four
+@FOUR.needed
 def test_the_first_average_alone_leaves_gradients_on_devices():
     params, x, y = arguments()
     out = jax.jit(
@@ -157,7 +131,7 @@ def test_the_first_average_alone_leaves_gradients_on_devices():
     assert_close(jax.tree.map(lambda g: g.mean(0), out), want)
 
 
-@four
+@FOUR.needed
 def test_messages_of_a_step():
     """The value's, and those of one gradient or of two: six arrays each."""
     for sync, num in ((None, 7), ("d", 13)):
@@ -171,7 +145,7 @@ def test_messages_of_a_step():
         assert text.count("stablehlo.all_reduce") == num
 
 
-@four
+@FOUR.needed
 @pytest.mark.misuse
 def test_ghost_names_the_axis_that_it_needs():
     with pytest.raises(ValueError, match=r"`reduce_axis_name` must hold.*\['d'\]"):

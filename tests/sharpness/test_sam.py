@@ -375,8 +375,7 @@ def test_complex_leaves_go_uphill():
 
 @pytest.mark.parametrize(
     ("backend", "num_shards", "copies"),
-    # The scan's depends on XLA: at most 1.17 for jax 0.10.2, 1.46 and 1.47 for others.
-    [("scan", n, 1.5) for n in (4, 32)] + [("ghost", n, 2.0) for n in (4, 8, 32)],
+    [("scan", n, 1.3) for n in (4, 32)] + [("ghost", n, 2.0) for n in (4, 8, 32)],
 )
 def test_memory_in_copies_of_the_parameters(backend, num_shards, copies):
     sizes = (256, 512, 512, 512, 10)
@@ -388,6 +387,8 @@ def test_memory_in_copies_of_the_parameters(backend, num_shards, copies):
     )
     program: Any = jax.jit(transform).lower(params, *batch).compile()
     size = sum(w.nbytes for w in jax.tree.leaves(params))
+    if backend == "scan" and jax.__version_info__[:2] != (0, 10):
+        pytest.xfail("XLA of jax 0.7.2 and 0.12 needs up to 1.47 copies")
     assert program.memory_analysis().temp_size_in_bytes <= copies * size
 
 
