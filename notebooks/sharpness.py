@@ -51,7 +51,7 @@ import jax.random as jr
 import matplotlib.pyplot as plt
 import optax
 
-from jaxlr import lab, sharpness
+from jaxlr import core, lab, sharpness
 from jaxlr.core import Experiment, loop
 from jaxlr.sharpness import theory
 
@@ -233,10 +233,10 @@ def fit(key, hparams):
     data = sharpness.digits(keys[0], num_train=640, label_noise=0.2)
 
     def batch(step):
-        index = sharpness.epoch_batch(keys[1], step, len(data.x), 64)
+        index = core.epoch_batch(keys[1], step, len(data.x), 64)
         return data.x[index], data.labels[index]
 
-    solver = sharpness.train(
+    solver = core.train(
         sharpness.sam_value_and_grad(
             sharpness.cross_entropy,
             hparams.rho,

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import optax
 
 from jaxlr import lab, sharpness
-from jaxlr.core import Axis, Claim, Experiment, Hyper, loop
+from jaxlr.core import Axis, Claim, Experiment, Hyper, loop, train
 
 
 EVERY = 50
@@ -91,7 +91,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def loss(params, x, y):
         return jnp.mean((x @ weights(params) - y) ** 2) / 4
 
-    solver = sharpness.train(
+    solver = train(
         sharpness.sam_value_and_grad(
             loss,
             hparams.rho,

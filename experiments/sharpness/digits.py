@@ -34,7 +34,7 @@ import numpy as np
 import optax
 
 from jaxlr import lab, sharpness
-from jaxlr.core import Axis, Claim, Experiment, Hyper, loop
+from jaxlr.core import Axis, Claim, epoch_batch, Experiment, Hyper, loop, train
 
 
 class HParams(eqx.Module):
@@ -90,10 +90,10 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     num_steps = hparams.num_epochs * (num // size)
 
     def batch(step):
-        index = sharpness.epoch_batch(order_key, step, num, size)
+        index = epoch_batch(order_key, step, num, size)
         return data.x[index], data.labels[index]
 
-    solver = sharpness.train(
+    solver = train(
         sharpness.sam_value_and_grad(
             sharpness.cross_entropy,
             hparams.rho,

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Key
 import optax
 
 from jaxlr import lab, sharpness
-from jaxlr.core import Axis, Claim, Experiment, Hyper, loop
+from jaxlr.core import Axis, Claim, Experiment, Hyper, loop, train
 
 
 EVERY = 50
@@ -84,7 +84,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         model = sharpness.MLP(key, (64, hparams.width, hparams.width, 10))
         return jax.tree.map(lambda w: hparams.scale * w, model)
 
-    solver = sharpness.train(
+    solver = train(
         sharpness.sam_value_and_grad(loss, hparams.rho, normalize=False),
         optax.sgd(hparams.eta),
         model_of,

@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 from jaxlr import lab, sensing, sharpness
-from jaxlr.core import Claim, errors, Experiment, Hyper, loop
+from jaxlr.core import Claim, errors, Experiment, Hyper, loop, train
 
 
 METHODS = ("gd", "sam", "unnormalized")
@@ -111,7 +111,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     gradient = sharpness.sam_value_and_grad(
         loss, rho, normalize=hparams.method == "sam"
     )
-    solver = sharpness.train(gradient, optax.sgd(eta), start)
+    solver = train(gradient, optax.sgd(eta), start)
 
     def step(key, state):
         f, g = state.params

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Key
 import optax
 
 from jaxlr import lab, linalg, sharpness
-from jaxlr.core import Claim, Experiment, Hyper, loop
+from jaxlr.core import Claim, Experiment, Hyper, loop, train
 
 
 class HParams(eqx.Module):
@@ -73,7 +73,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def loss(w):
         return jnp.vdot(w, linalg.matmul(hessian, w)) / 2
 
-    solver = sharpness.train(
+    solver = train(
         sharpness.sam_value_and_grad(loss, hparams.rho, normalize=hparams.normalize),
         optax.sgd(hparams.eta),
         lambda key: jr.normal(key, (size,)),

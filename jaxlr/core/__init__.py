@@ -7,6 +7,12 @@ from jaxlr.core.optimizer import (
     OptaxInfo as OptaxInfo,
     OptaxState as OptaxState,
 )
+from jaxlr.core.training import (
+    epoch_batch as epoch_batch,
+    train as train,
+    TrainInfo as TrainInfo,
+    TrainState as TrainState,
+)
 from jaxlr.core.types import (
     Axis as Axis,
     Claim as Claim,

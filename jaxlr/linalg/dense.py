@@ -5,10 +5,10 @@ Letters: p, q rows of two factors, k their columns; n rows, k columns of a basis
 
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Inexact, Key
 
 
-def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+def matmul(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """`a @ b` at full precision: GPUs and TPUs else round float32 operands.
 
     Args:

@@ -23,15 +23,9 @@ from jaxlr.sharpness.optimizer import as_optax as as_optax, AsOptaxState as AsOp
 from jaxlr.sharpness.problem import (
     Classification as Classification,
     digits as digits,
-    epoch_batch as epoch_batch,
 )
 from jaxlr.sharpness.sam import (
     Backend as Backend,
     sam_value_and_grad as sam_value_and_grad,
     SAMInfo as SAMInfo,
-)
-from jaxlr.sharpness.solver import (
-    train as train,
-    TrainInfo as TrainInfo,
-    TrainState as TrainState,
 )

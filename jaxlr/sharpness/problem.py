@@ -1,14 +1,13 @@
-"""Data sets that sharpness is studied on, and batches of them."""
+"""Data sets that sharpness is studied on."""
 
 from typing import Any, NamedTuple
 
-import jax
 from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxlr.core import Count, Hyper
+from jaxlr.core import Hyper
 
 
 class Classification(NamedTuple):
@@ -84,30 +83,4 @@ def digits(
         is_redrawn,
         x[test],
         labels[test],
-    )
-
-
-def epoch_batch(
-    key: Key[Array, ""], step: Count, num_examples: int, batch_size: int
-) -> Int[Array, " batch_size"]:
-    """Which examples step t takes: every epoch goes once through a new order of all.
-
-    Args:
-        key: The same at every step.
-        step: t, traced.
-        num_examples: n. Static.
-        batch_size: Examples of a batch, static; the n mod `batch_size` last ones of an
-            epoch's order are left out.
-
-    Raises:
-        ValueError: Unless `batch_size` is in 1..n.
-    """
-    if not 1 <= batch_size <= num_examples:
-        raise ValueError(
-            f"`batch_size` must be in 1..{num_examples}, got {batch_size}."
-        )
-    per_epoch = num_examples // batch_size
-    order = jr.permutation(jr.fold_in(key, step // per_epoch), num_examples)
-    return jax.lax.dynamic_slice_in_dim(
-        order, step % per_epoch * batch_size, batch_size
     )

@@ -10,6 +10,14 @@ from jaxlr.lab import chunks, load, store, sweep
 from tests.lab import _toys as toys
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard():
+    """Also where a script put the tests in the background, with the signal ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 def _start(kind: str, directory: Path) -> subprocess.Popen:
     """A process that is about to sweep."""
     process = toys.start(f"toys.sweep_slowly({kind!r}, {str(directory)!r})")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxlr import sharpness
+from jaxlr import core, sharpness
 
 
 PIXELS, LABELS = map(np.asarray, load_digits(return_X_y=True))
@@ -69,7 +69,7 @@ def test_split_and_noise_are_those_of_the_key():
 @pytest.mark.parametrize(("num", "size"), [(10, 3), (10, 5), (7, 7), (4, 1)])
 def test_every_epoch_goes_once_through_a_new_order_of_all(num, size):
     per_epoch = num // size
-    take = jax.vmap(lambda t: sharpness.epoch_batch(jr.key(2), t, num, size))
+    take = jax.vmap(lambda t: core.epoch_batch(jr.key(2), t, num, size))
     batches = np.asarray(jax.jit(take)(jnp.arange(50 * per_epoch)))
     epochs = batches.reshape(50, per_epoch * size)
     assert ((batches >= 0) & (batches < num)).all()
@@ -81,7 +81,7 @@ def test_every_epoch_goes_once_through_a_new_order_of_all(num, size):
 
 def test_batch_is_that_of_the_step_and_the_key():
     def batch(seed, step):
-        return np.asarray(sharpness.epoch_batch(jr.key(seed), step, 100, 10))
+        return np.asarray(core.epoch_batch(jr.key(seed), step, 100, 10))
 
     np.testing.assert_array_equal(batch(0, 13), batch(0, jnp.asarray(13)))
     assert not np.array_equal(batch(0, 13), batch(1, 13))
@@ -108,7 +108,7 @@ def test_batch_size_out_of_range_is_named(size):
     with pytest.raises(
         ValueError, match=rf"`batch_size` must be in 1\.\.10, got {size}"
     ):
-        sharpness.epoch_batch(jr.key(0), 0, 10, size)
+        core.epoch_batch(jr.key(0), 0, 10, size)
 
 
 @pytest.mark.misuse

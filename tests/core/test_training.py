@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlr import sharpness
+from jaxlr import core, sharpness
 from jaxlr.core import loop
 from jaxlr.core.compat import x64
 from tests.sharpness import _models as models
@@ -31,13 +31,13 @@ def by_hand(params, x, y, batches, *, lr, momentum, **sam):
 @pytest.mark.parametrize(("rho", "num_shards"), [(0.0, 1), (0.3, 1), (0.3, 2)])
 def test_training_is_the_loop_by_hand(rho, num_shards):
     params, x, y = models.problem()
-    index = [np.asarray(sharpness.epoch_batch(jr.key(1), t, 8, 4)) for t in range(7)]
+    index = [np.asarray(core.epoch_batch(jr.key(1), t, 8, 4)) for t in range(7)]
     want, losses, norms = by_hand(
         params, x, y, index, lr=0.2, momentum=0.9, rho=rho, num_shards=num_shards
     )
     with x64(True):
         batches, data = jnp.array(index), (jnp.array(x), jnp.array(y))
-        solver = sharpness.train(
+        solver = core.train(
             sharpness.sam_value_and_grad(models.squares, rho, num_shards=num_shards),
             optax.sgd(0.2, momentum=0.9),
             lambda key: jax.tree.map(jnp.array, params),
@@ -53,7 +53,7 @@ def test_training_is_the_loop_by_hand(rho, num_shards):
 
 
 def test_step_is_not_random_and_the_key_draws_the_start():
-    solver = sharpness.train(
+    solver = core.train(
         jax.value_and_grad(lambda w: jnp.sum(w**2)),
         optax.sgd(0.1),
         lambda key: jr.normal(key, (3,)),
@@ -68,7 +68,7 @@ def test_step_is_not_random_and_the_key_draws_the_start():
 
 
 def test_schedule_and_weight_decay_are_those_of_the_optimizer():
-    solver = sharpness.train(
+    solver = core.train(
         jax.value_and_grad(lambda w: jnp.sum(w)),
         optax.chain(
             optax.add_decayed_weights(0.5), optax.sgd(lambda t: 0.1 / (t + 1.0))
@@ -86,7 +86,7 @@ def test_module_with_leaves_that_are_no_arrays():
     x, y = models.data()
     optimizer = optax.adam(0.01)
     value_and_grad = sharpness.sam_value_and_grad(models.net_loss, 0.05)
-    solver = sharpness.train(
+    solver = core.train(
         value_and_grad, optimizer, lambda key: models.Net(), lambda step: (x, y)
     )
     start = solver.init(jr.key(0))
@@ -124,7 +124,7 @@ def test_learning_rates_and_radii_are_one_compilation():
     def final(lr, rho):
         nonlocal num_traces
         num_traces += 1
-        solver = sharpness.train(
+        solver = core.train(
             sharpness.sam_value_and_grad(models.squares, rho),
             optax.sgd(lr, momentum=0.5),
             lambda key: jax.tree.map(jnp.asarray, params),

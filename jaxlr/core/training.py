@@ -1,14 +1,16 @@
-"""First-order training, wherever the gradient comes from."""
+"""First-order training, wherever the gradient comes from, and its batches."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, Float, Int, Key, PyTree
 import optax
 
-from jaxlr.core import Solver
+from jaxlr.core.types import Count, Solver
 
 
 class TrainState(NamedTuple):
@@ -79,3 +81,29 @@ def train(
         ), info
 
     return Solver(init, step)
+
+
+def epoch_batch(
+    key: Key[Array, ""], step: Count, num_examples: int, batch_size: int
+) -> Int[Array, " batch_size"]:
+    """Which examples step t takes: every epoch goes once through a new order of all.
+
+    Args:
+        key: The same at every step.
+        step: t, traced.
+        num_examples: n. Static.
+        batch_size: Examples of a batch, static; the n mod `batch_size` last ones of an
+            epoch's order are left out.
+
+    Raises:
+        ValueError: Unless `batch_size` is in 1..n.
+    """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f"`batch_size` must be in 1..{num_examples}, got {batch_size}."
+        )
+    per_epoch = num_examples // batch_size
+    order = jr.permutation(jr.fold_in(key, step // per_epoch), num_examples)
+    return jax.lax.dynamic_slice_in_dim(
+        order, step % per_epoch * batch_size, batch_size
+    )
