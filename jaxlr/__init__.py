@@ -12,10 +12,11 @@ if TYPE_CHECKING:
         linalg as linalg,
         sensing as sensing,
         sharpness as sharpness,
+        ssm as ssm,
     )
 
 __version__ = "0.1.0"
-__all__ = ["core", "kernels", "lab", "linalg", "sensing", "sharpness"]
+__all__ = ["core", "kernels", "lab", "linalg", "sensing", "sharpness", "ssm"]
 
 
 def __getattr__(name: str):

@@ -1,5 +1,6 @@
 """Hot loops, each with an XLA form and a Pallas kernel, and what they read."""
 
+from jaxlr.kernels.diagonal_scan import diagonal_scan as diagonal_scan
 from jaxlr.kernels.loss import (
     Loss as Loss,
     loss_slope as loss_slope,
@@ -17,3 +18,4 @@ from jaxlr.kernels.rows import (
     Rows as Rows,
     StoredRows as StoredRows,
 )
+from jaxlr.kernels.vandermonde import vandermonde as vandermonde

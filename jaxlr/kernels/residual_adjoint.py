@@ -9,7 +9,6 @@ Each block of rows is read once and used twice.
 import dataclasses
 import functools as ft
 import math
-from typing import Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -20,8 +19,16 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from jaxlr.core import errors
 from jaxlr.core.types import Hyper
+from jaxlr.kernels._common import (
+    Implementation,
+    LANE,
+    pick,
+    round_up,
+    SUBLANE,
+    VMEM_MOST,
+    VMEM_SPARE,
+)
 from jaxlr.kernels._threefry import normals
 from jaxlr.kernels.loss import check_loss, Loss, loss_slope
 from jaxlr.kernels.rows import (
@@ -37,13 +44,7 @@ from jaxlr.kernels.rows import (
 )
 
 
-Implementation: TypeAlias = Literal["xla", "pallas", "pallas_interpret"]
-
-_IMPLEMENTATIONS = ("xla", "pallas", "pallas_interpret")
-_LANE, _SUBLANE = 128, 8  # A float32 vector register of a TPU is 8 by 128.
 _CHUNK = 1024  # Columns at once: by arithmetic, 8 registers for a tile of 8 rows.
-_VMEM_MOST = 100 * 2**20  # v5e and v6e have 128 MiB; the compiler needs some itself.
-_VMEM_SPARE = 16 * 2**20
 
 
 def residual_adjoint(
@@ -92,12 +93,7 @@ def residual_adjoint(
     """
     check_loss(loss)
     x, y = check_vector("x", x, rows.size), check_vector("y", y, rows.num_rows)
-    if implementation is None:
-        implementation = "xla"  # A kernel has to win on a measured TPU first.
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(
-            errors.unknown("implementation", implementation, _IMPLEMENTATIONS)
-        )
+    implementation = pick(implementation)
     dtype = rows.product_dtype(x.dtype)
     args = rows, x, y, jnp.asarray(huber_delta, dtype)
     multiple = TILE if isinstance(rows, NormalRows) else 1
@@ -108,9 +104,7 @@ def residual_adjoint(
             _check_block_rows(block_rows, multiple)
         return _xla(*args, loss, float(scale), block_rows)
     _check_kernel(rows, x, y)
-    multiple = (
-        _SUBLANE * 4 // rows.dtype.itemsize if isinstance(rows, StoredRows) else 8
-    )
+    multiple = SUBLANE * 4 // rows.dtype.itemsize if isinstance(rows, StoredRows) else 8
     block_rows = multiple if block_rows is None else block_rows
     _check_block_rows(block_rows, multiple)
     plan = _plan(rows, block_rows, loss, scale, implementation == "pallas_interpret")
@@ -209,14 +203,10 @@ def _pad_last(x, size):
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
 
 
-def _round_up(size, multiple):
-    return pl.cdiv(size, multiple) * multiple
-
-
 def _plan(rows, block_rows, loss, scale, interpret):
     kinds = {StoredRows: "stored", PackedSigns: "signs", NormalRows: "normals"}
     kind = kinds[type(rows)]
-    width = _round_up(rows.words.shape[1] if kind == "signs" else rows.size, _LANE)
+    width = round_up(rows.words.shape[1] if kind == "signs" else rows.size, LANE)
     return _Plan(
         kind,
         rows.num_rows,
@@ -291,7 +281,7 @@ def _lanes(plan):
 def _launch(plan, x, y, delta, source):
     # Vectors lie (lanes, columns) and residuals (blocks, lanes, rows): then both
     # products contract as a matrix unit does, without a transposition in the kernel.
-    num_lanes, lanes = x.shape[0], _round_up(x.shape[0], _SUBLANE)
+    num_lanes, lanes = x.shape[0], round_up(x.shape[0], SUBLANE)
     num_rows = plan.num_blocks * plan.block_rows
     x, y, delta = (
         jnp.pad(v, [(0, lanes - num_lanes)] + [(0, 0)] * (v.ndim - 1))
@@ -304,10 +294,10 @@ def _launch(plan, x, y, delta, source):
     drawn = (plan.block_rows, plan.columns) if plan.kind == "normals" else None
     vmem = 4 * lanes * plan.columns * 2 + 2 * plan.block_rows * row_bytes
     vmem += 4 * math.prod(drawn) if drawn else 0
-    if vmem > _VMEM_MOST:
+    if vmem > VMEM_MOST:
         raise ValueError(
             f"`size` {plan.size} in {lanes} lanes by `block_rows` {plan.block_rows} "
-            f"needs {vmem / 2**20:.0f} MiB of VMEM, of {_VMEM_MOST // 2**20} that the "
+            f"needs {vmem / 2**20:.0f} MiB of VMEM, of {VMEM_MOST // 2**20} that the "
             "kernel may take; use fewer lanes, or 'xla'."
         )
     whole = ft.partial(pl.BlockSpec, pipeline_mode=pl.Buffered(1))
@@ -327,7 +317,7 @@ def _launch(plan, x, y, delta, source):
         ],
         out_specs=(per_block, whole(x.shape, lambda i: (0, 0))),
         scratch_shapes=[pltpu.VMEM(drawn, f32)] if drawn else [],
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + _VMEM_SPARE),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + VMEM_SPARE),
         cost_estimate=pl.CostEstimate(
             flops=4 * lanes * num_rows * plan.columns,
             bytes_accessed=num_rows * row_bytes + 8 * lanes * (plan.columns + num_rows),
@@ -352,8 +342,8 @@ def _kernel(plan, x, y, delta, source, residual, d, *drawn):
     def place(i):
         """Where chunk i lies in the source, its plane, and where among the columns."""
         plane, chunk = lax.rem(i, plan.planes), lax.div(i, plan.planes)
-        start = pl.multiple_of(chunk * plan.chunk, _LANE)
-        column = pl.multiple_of(plane * plan.width + start, _LANE)
+        start = pl.multiple_of(chunk * plan.chunk, LANE)
+        column = pl.multiple_of(plane * plan.width + start, LANE)
         return pl.ds(start, plan.chunk), plane, pl.ds(column, plan.chunk)
 
     def entries(i):

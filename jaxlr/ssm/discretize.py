@@ -1,0 +1,107 @@
+"""From continuous to discrete time, once for every form of a model."""
+
+from typing import Literal, TypeAlias
+
+from jax import lax
+from jax.core import Tracer
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float, Inexact
+import numpy as np
+
+from jaxlr.core import errors
+
+
+Discretization: TypeAlias = Literal["zoh", "bilinear"]
+
+_METHODS = ("zoh", "bilinear")
+
+
+def discretize(
+    lam: Inexact[Array, "*#s"],
+    b: Inexact[Array, "*#s"],
+    dt: Float[Array, "*#s"],
+    method: Discretization = "zoh",
+    *,
+    allow_unstable: bool = False,
+) -> tuple[Complex[Array, "*s"], Complex[Array, "*s"]]:
+    """Diagonal x' = lam x + b u as x_l = abar x_{l-1} + bbar u_l.
+
+    Args:
+        lam: Eigenvalues; shapes broadcast.
+        b: Input vectors.
+        dt: Step, in the unit of time of 1 / lam.
+        method: `"zoh"`, the input held over a step: abar = e^z, bbar = (e^z - 1) / lam
+            b, z = dt lam, without cancellation. `"bilinear"`, the trapezoidal
+            rule: abar = (1 + z/2) / (1 - z/2), bbar = dt b / (1 - z/2).
+        allow_unstable: Whether known eigenvalues may have a real part of 0 or more.
+
+    Returns:
+        `(abar, bbar)`.
+
+    Raises:
+        ValueError: For an unknown method, or where they are known while tracing: a step
+            that is not positive; eigenvalues with a real part of 0 or more, unless
+            those are allowed.
+
+    References:
+        Gu, Goel, Re. "Efficiently Modeling Long Sequences with Structured State
+        Spaces". 2021. arXiv:2111.00396.
+    """
+    exponent, bbar = log_discretize(lam, b, dt, method, allow_unstable=allow_unstable)
+    return jnp.exp(exponent), bbar
+
+
+def log_discretize(
+    lam: Inexact[Array, "*#s"],
+    b: Inexact[Array, "*#s"],
+    dt: Float[Array, "*#s"],
+    method: Discretization = "zoh",
+    *,
+    allow_unstable: bool = False,
+) -> tuple[Complex[Array, "*s"], Complex[Array, "*s"]]:
+    """`(log abar, bbar)` of `discretize`: powers of abar as exponentials, accurately.
+
+    Raises:
+        ValueError: As `discretize`.
+    """
+    check_method(method)
+    if not isinstance(dt, Tracer) and not np.all(np.asarray(dt) > 0):
+        raise ValueError(f"`dt` must be positive, got {dt}.")
+    if not isinstance(lam, Tracer) and not allow_unstable:
+        abscissa = np.max(np.real(lam), initial=-np.inf)
+        if not abscissa < 0:
+            raise ValueError(
+                f"`lam` must have negative real parts, got {abscissa}; unstable "
+                "systems need `allow_unstable=True`."
+            )
+    lam, b, dt = jnp.asarray(lam), jnp.asarray(b), jnp.asarray(dt)
+    z = dt * lam
+    z, _ = jnp.broadcast_arrays(z.astype(jnp.result_type(z.dtype, jnp.complex64)), b)
+    x, y = z.real, z.imag
+    if method == "zoh":
+        return z, dt * b * _phi(z)
+    # |1 - z/2|^2, and |1 + z/2|^2 is that and 2 x.
+    below = (1 - x / 2) ** 2 + y**2 / 4
+    log_abs = jnp.log1p(2 * x / below) / 2
+    angle = jnp.arctan2(y / 2, 1 + x / 2) + jnp.arctan2(y / 2, 1 - x / 2)
+    return lax.complex(log_abs, angle), dt * b / (1 - z / 2)
+
+
+def check_method(method: str) -> None:
+    """Refuse the name of no discretization.
+
+    Raises:
+        ValueError: For an unknown method.
+    """
+    if method not in _METHODS:
+        raise ValueError(errors.unknown("method", method, _METHODS))
+
+
+def _phi(z):
+    """(e^z - 1) / z."""
+    is_small = jnp.abs(z.real) + jnp.abs(z.imag) < 1e-3
+    series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4))
+    z = jnp.where(is_small, 1, z)
+    x, y = z.real, z.imag
+    real = jnp.expm1(x) * jnp.cos(y) - 2 * jnp.sin(y / 2) ** 2
+    return jnp.where(is_small, series, lax.complex(real, jnp.exp(x) * jnp.sin(y)) / z)

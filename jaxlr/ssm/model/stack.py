@@ -1,0 +1,339 @@
+"""A residual network of state-space layers, whole or one step at a time."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from jaxlr.core import errors, Hyper
+from jaxlr.ssm.model.layer import Layer
+
+
+Pooling: TypeAlias = Literal["mean", "last", "none"]
+
+_POOLINGS = ("mean", "last", "none")
+
+
+class Block(eqx.Module):
+    """Norm, layer, GELU, gated linear unit, dropout, and the input added.
+
+    Attributes:
+        norm: Of the features of one step.
+        layer: Forward in time.
+        backward: Backward in time, or None.
+        gate: Linear, to twice as many features, half of them gates.
+        dropout: Share of the outcome set to zero in training. Static.
+        is_prenorm: Whether the norm is taken of the input; else of the sum. Static.
+    """
+
+    norm: eqx.nn.LayerNorm
+    layer: Layer
+    backward: Layer | None
+    gate: eqx.nn.Linear
+    dropout: float = eqx.field(static=True)
+    is_prenorm: bool = eqx.field(static=True)
+
+    def apply(
+        self,
+        x: Float[Array, "L H"],
+        layer_fn: Callable[[Array], tuple[Array, Any]],
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "L H"], Any]:
+        """All but the layer, which `layer_fn` is: `(y, what else it returns)`."""
+        norm = jax.vmap(self.norm)
+        y, state = layer_fn(norm(x) if self.is_prenorm else x)
+        y = jax.nn.glu(jax.vmap(self.gate)(jax.nn.gelu(y)))
+        dropout = eqx.nn.Dropout(self.dropout)
+        x = x + dropout(y, key=key, inference=key is None)
+        return x if self.is_prenorm else norm(x), state
+
+
+class StackState(NamedTuple):
+    """Where a sequence is.
+
+    Attributes:
+        layers: The state of each layer.
+        total: Sum of the features of the steps so far, for a mean over them.
+        count: Number of those steps.
+    """
+
+    layers: tuple[Array, ...]
+    total: Float[Array, " H"]
+    count: Float[Array, ""]
+
+
+class Stack(eqx.Module):
+    """An encoder, residual blocks of state-space layers, a decoder.
+
+    It takes one sequence; `jax.vmap` takes many. Call it on a whole sequence, `scan`
+    from a state to a state, or `step`; these agree.
+
+    Args:
+        key: Source of the weights.
+        layer_fn: `layer_fn(key) -> Layer`, as `lambda key: S4D(key, num_features)`.
+        num_features: H.
+        num_outputs: Of the decoder.
+        num_inputs: Features of a step of the input; or, for tokens, None.
+        num_tokens: Size of the vocabulary; then the input is of integers.
+        num_layers: Blocks.
+        pooling: What is decoded: the `"mean"` over steps, the `"last"` step, or with
+            `"none"` every step.
+        dropout: Share of features set to zero.
+        is_bidirectional: Whether each block has a second layer, backward in time. Such
+            a network has no state.
+        is_prenorm: Whether blocks norm their input, or their output.
+
+    Raises:
+        ValueError: Unless exactly one of num_inputs and num_tokens is given; for an
+            unknown pooling, a number below 1, or a dropout that is not in [0, 1).
+
+    References:
+        Gu, Goel, Re. "Efficiently Modeling Long Sequences with Structured State
+        Spaces". 2021. arXiv:2111.00396.
+    """
+
+    encoder: eqx.nn.Linear | eqx.nn.Embedding
+    blocks: tuple[Block, ...]
+    decoder: eqx.nn.Linear
+    pooling: Pooling = eqx.field(static=True)
+
+    def __init__(
+        self,
+        key: Key[Array, ""],
+        layer_fn: Callable[[Key[Array, ""]], Layer],
+        num_features: int,
+        num_outputs: int,
+        *,
+        num_inputs: int | None = None,
+        num_tokens: int | None = None,
+        num_layers: int = 4,
+        pooling: Pooling = "mean",
+        dropout: float = 0.0,
+        is_bidirectional: bool = False,
+        is_prenorm: bool = True,
+    ):
+        if pooling not in _POOLINGS:
+            raise ValueError(errors.unknown("pooling", pooling, _POOLINGS))
+        if (num_inputs is None) == (num_tokens is None):
+            raise ValueError(
+                "A Stack takes `num_inputs` or `num_tokens`, and not both."
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {dropout!r}.")
+        for name, number in (
+            ("num_features", num_features),
+            ("num_outputs", num_outputs),
+            ("num_layers", num_layers),
+            ("num_inputs or num_tokens", num_inputs or num_tokens),
+        ):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1, got {number!r}.")
+        encoder_key, decoder_key, *keys = jr.split(key, 2 + num_layers)
+        if num_tokens is None:
+            self.encoder = eqx.nn.Linear(num_inputs, num_features, key=encoder_key)
+        else:
+            self.encoder = eqx.nn.Embedding(num_tokens, num_features, key=encoder_key)
+
+        def block(key):
+            forward_key, backward_key, gate_key = jr.split(key, 3)
+            return Block(
+                eqx.nn.LayerNorm(num_features),
+                layer_fn(forward_key),
+                layer_fn(backward_key) if is_bidirectional else None,
+                eqx.nn.Linear(num_features, 2 * num_features, key=gate_key),
+                dropout,
+                is_prenorm,
+            )
+
+        self.blocks = tuple(block(key) for key in keys)
+        self.decoder = eqx.nn.Linear(num_features, num_outputs, key=decoder_key)
+        self.pooling = pooling
+
+    def __call__(
+        self,
+        x: Shaped[Array, "L ..."],
+        length: Int[Array, ""] | None = None,
+        *,
+        dt_scale: Hyper = 1.0,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "..."]:
+        """Outputs for a whole sequence.
+
+        Args:
+            x: Tokens (L,), or features (L, num_inputs).
+            length: Steps that count: those beyond change nothing. None: all.
+            dt_scale: Multiplies all steps: 1/2 for data sampled twice as often.
+            key: Of dropout; None for none of it.
+
+        Returns:
+            (num_outputs,); (L, num_outputs) without pooling.
+
+        Raises:
+            ValueError: For a length, known while tracing, that is not in 1..L.
+        """
+        num_steps = x.shape[0]
+        is_known = not isinstance(length, jax.core.Tracer | None)
+        if is_known and not 1 <= length <= num_steps:
+            raise ValueError(f"`length` must be in 1..{num_steps}, got {length}.")
+        h = jax.vmap(self.encoder)(x)
+        is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
+        keys = (
+            [None] * len(self.blocks)
+            if key is None
+            else jr.split(key, len(self.blocks))
+        )
+        for block, block_key in zip(self.blocks, keys, strict=True):
+
+            def both_ways(u, block=block):
+                # What lies beyond must not flow back into the sequence.
+                u = jnp.where(is_valid[:, None], u, 0)
+                y = block.layer(u, dt_scale=dt_scale)
+                if block.backward is not None:
+                    y = y + block.backward(u[::-1], dt_scale=dt_scale)[::-1]
+                return y, None
+
+            h, _ = block.apply(h, both_ways, block_key)
+        if self.pooling == "none":
+            return jax.vmap(self.decoder)(h)
+        last = num_steps - 1 if length is None else length - 1
+        if self.pooling == "last":
+            return self.decoder(jnp.take(h, last, axis=0))
+        return self.decoder(jnp.sum(jnp.where(is_valid[:, None], h, 0), 0) / (last + 1))
+
+    def init_state(self) -> StackState:
+        """Where every sequence starts.
+
+        Raises:
+            ValueError: For a bidirectional network, which has no state.
+        """
+        if any(block.backward is not None for block in self.blocks):
+            raise ValueError(
+                "A bidirectional Stack has no state; call it on sequences."
+            )
+        layers = tuple(block.layer.init_state() for block in self.blocks)
+        weight = self.decoder.weight
+        return StackState(
+            layers,
+            jnp.zeros(weight.shape[1], weight.dtype),
+            jnp.zeros((), weight.dtype),
+        )
+
+    def scan(
+        self,
+        x: Shaped[Array, "L ..."],
+        state: StackState | None = None,
+        *,
+        resets: Bool[Array, " L"] | None = None,
+        length: Int[Array, ""] | None = None,
+        dt_scale: Hyper = 1.0,
+    ) -> tuple[Float[Array, "L num_outputs"], StackState]:
+        """Outputs at every step, from a state to a state: what `step` gives one by one.
+
+        Args:
+            x: Tokens (L,), or features (L, num_inputs).
+            state: Before the first step; None for `init_state()`.
+            resets: Where true, what came before that step is forgotten.
+            length: Steps that count; the state stays beyond. None: all.
+            dt_scale: Multiplies all steps.
+
+        Returns:
+            `(outputs, last_state)`; with pooling an output is what the sequence up to
+            that step would get.
+
+        Raises:
+            ValueError: For a bidirectional network; for a known length not in 0..L.
+        """
+        state = self.init_state() if state is None else state
+        h, layers = jax.vmap(self.encoder)(x), []
+        for block, before in zip(self.blocks, state.layers, strict=True):
+
+            def from_state(u, block=block, before=before):
+                return block.layer.scan(
+                    u, before, resets=resets, length=length, dt_scale=dt_scale
+                )
+
+            h, after = block.apply(h, from_state)
+            layers.append(after)
+        outputs, (total, count) = self._pool_along(h, state, resets, length)
+        return outputs, StackState(tuple(layers), total, count)
+
+    def _pool_along(self, h, state, resets, length):
+        num_steps = h.shape[0]
+        resets = jnp.zeros(num_steps, bool) if resets is None else resets
+        is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
+
+        def add(carry, step):
+            h, is_reset, is_valid = step
+            fresh = jax.tree.map(lambda x: jnp.where(is_reset, 0, x), carry)
+            after = fresh[0] + h, fresh[1] + 1
+            after = jax.tree.map(
+                lambda new, old: jnp.where(is_valid, new, old), after, carry
+            )
+            return after, after
+
+        last, (totals, counts) = jax.lax.scan(
+            add, (state.total, state.count), (h, resets, is_valid)
+        )
+        if self.pooling == "mean":
+            h = totals / jnp.maximum(counts, 1)[:, None]
+        return jax.vmap(self.decoder)(h), last
+
+    def step(
+        self,
+        x: Shaped[Array, "..."],
+        state: StackState,
+        *,
+        dt_scale: Hyper = 1.0,
+    ) -> tuple[Float[Array, " num_outputs"], StackState]:
+        """One step: the output, and the state after it.
+
+        Args:
+            x: A token, or (num_inputs,).
+            state: Before the step; `init_state()` to begin with.
+            dt_scale: Multiplies the step.
+        """
+        h, layers = self.encoder(x)[None], []
+        for block, before in zip(self.blocks, state.layers, strict=True):
+
+            def one(u, block=block, before=before):
+                y, after = block.layer.step(u[0], before, dt_scale=dt_scale)
+                return y[None], after
+
+            h, after = block.apply(h, one)
+            layers.append(after)
+        total, count = state.total + h[0], state.count + 1
+        pooled = total / count if self.pooling == "mean" else h[0]
+        return self.decoder(pooled), StackState(tuple(layers), total, count)
+
+
+def param_labels(params: PyTree) -> PyTree:
+    """`"ssm"` for the parameters of systems that want a small step, `"other"` else.
+
+    For `optax.multi_transform({"ssm": optax.adam(1e-3), "other": ...}, param_labels)`:
+    eigenvalues, input weights and steps are trained with a smaller learning rate and
+    without weight decay.
+
+    Args:
+        params: A model, or what `eqx.filter` leaves of it.
+
+    Returns:
+        Labels in the places of the leaves.
+    """
+    small = ("log_decay", "frequency", "b", "log_dt")
+
+    def label(node):
+        names = jax.tree.map(lambda _: "other", node)
+        if not isinstance(node, Layer):
+            return names
+        is_leaf = [name for name in small if getattr(node, name) is not None]
+        return eqx.tree_at(
+            lambda layer: [getattr(layer, name) for name in is_leaf],
+            names,
+            ["ssm"] * len(is_leaf),
+        )
+
+    return jax.tree.map(label, params, is_leaf=lambda node: isinstance(node, Layer))
