@@ -14,10 +14,12 @@ eigenvectors of condition 3. Both follow from one identity, transfer functions o
 
 Falsified if at n = 16, 64, 256 a figure leaves that of the table (gap .638603, .636747,
 .636628; kernel distance .70434, .70693, .70710; condition 2.80421, 2.94974, 2.98737) by
-1e-5; if PTD's largest gap over all eigenfrequencies exceeds .5 / (n+1); if the identity
-fails by 1e-11 of the largest value for random outputs, the equation of the
-eigenfrequencies by 1e-11, or the kernels of the states are not Legendre polynomials to
-1e-12 of the largest (n <= 64; at 256 the matrix exponential itself is off by as much).
+1e-5; if the first four spikes exceed their limits by more than 45 / n^2, or fall short
+of them; if PTD's largest gap over all eigenfrequencies exceeds .5 / (n+1), or its
+kernel is more than a fifth as far away as S4D's; if the identity fails by 1e-11 of the
+largest value for random outputs, the equation of the eigenfrequencies by 1e-11, or the
+kernels of the states are not Legendre polynomials to 1e-12 of the largest (n <= 64; at
+256 the matrix exponential itself is off by as much).
 
 References:
     Yu, Nigmetov, Morozov, Mahoney, Erichson. "Robustifying State-space Models for Long
@@ -150,17 +152,16 @@ def claims(results) -> list[Claim]:
     )
     n = results["n"]
     limits = np.array([theory.spike_height(k + 1) for k in range(NUM_SPIKES)])
-    largest = lab.select(first, n=n.values.max()).squeeze()
     return [
         *(
             Claim(name, np.subtract(got, want), low=-1e-5, high=1e-5)
             for name, got, want in zip(names, *columns, strict=True)
         ),
         Claim(
-            "S4D, largest n: spikes over 2 / ((2k-1) pi)",
-            largest["spikes"].values / limits,
-            low=0.995,
-            high=1.005,
+            "S4D: spikes over 2 / ((2k-1) pi), less 1, times n^2",
+            (results["spikes"] / limits - 1) * n**2,
+            low=0,
+            high=45,
             source="derived",
         ),
         Claim(
@@ -172,7 +173,7 @@ def claims(results) -> list[Claim]:
         Claim(
             "rank-one PTD: its distance in L2 over S4D's",
             results["ptd_distance"] / results["distance"],
-            high=0.75,
+            high=0.2,
         ),
         Claim("error of the identity with rho", results["identity_error"], high=1e-11),
         Claim(
@@ -229,6 +230,8 @@ def figure(results):
     over_n.set(
         xscale="log", yscale="log", xlabel="states n", ylabel="gap to HiPPO-LegS"
     )
+    over_n.set_xticks(sizes, [str(size) for size in sizes])
+    over_n.set_xticks([], minor=True)
     over_n.set_title("S4D stays 2 / ((2k-1) pi) off, PTD converges uniformly")
     over_n.legend()
     return page

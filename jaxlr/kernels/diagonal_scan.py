@@ -64,8 +64,9 @@ def diagonal_scan(
         chunk: T. Changes speed and memory, and results by rounding. None: for `"xla"`
             the first power of two that is no less than sqrt(L), for a kernel 64.
             Static.
-        implementation: `"xla"` anywhere: two chunks' worth of states beside arguments
-            and result, and folded copies of `a` and `u` if there are resets or lengths.
+        implementation: `"xla"` anywhere: a few states a chunk beside arguments and
+            result, copies of `a` and `u` if L is no multiple of T, or with resets or
+            lengths; for the gradient, copies of `a` and of the cotangent.
             `"pallas"` on a TPU, float32: copies with time in front, the state in VMEM,
             L sequential steps for every 4096 states; differentiable once, where `"xla"`
             is differentiable again. `"pallas_interpret"`: the same kernel anywhere,

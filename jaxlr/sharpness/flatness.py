@@ -266,13 +266,14 @@ def average_sharpness(
         The estimate and its standard error, in the units of L.
 
     Raises:
-        ValueError: If `num_samples` is below 2, `batch_size` below 1, or L is not a
-            scalar.
+        ValueError: If `num_samples` is below 2, `batch_size` below 1, L is not a
+            scalar, or rho, where it is known while tracing, is not a number >= 0.
 
     References:
         Andriushchenko, Croce, Müller, Hein, Flammarion. "A Modern Look at the
         Relationship between Sharpness and Generalization". 2023. arXiv:2302.07011.
     """
+    check_rho(rho)
     loss, w = _flatten(fun, params, args)
     clean = loss(w)
 

@@ -47,7 +47,8 @@ def discretize(
         Gu, Goel, Re. "Efficiently Modeling Long Sequences with Structured State
         Spaces". 2021. arXiv:2111.00396.
     """
-    exponent, bbar = log_discretize(lam, b, dt, method, allow_unstable=allow_unstable)
+    check_system(lam, dt, method, allow_unstable=allow_unstable)
+    exponent, bbar = log_discretize(lam, b, dt, method)
     return jnp.exp(exponent), bbar
 
 
@@ -55,25 +56,9 @@ def log_discretize(
     lam: Inexact[Array, "*#s"],
     b: Inexact[Array, "*#s"],
     dt: Float[Array, "*#s"],
-    method: Discretization = "zoh",
-    *,
-    allow_unstable: bool = False,
+    method: Discretization,
 ) -> tuple[Complex[Array, "*s"], Complex[Array, "*s"]]:
-    """`(log abar, bbar)` of `discretize`: powers of abar as exponentials, accurately.
-
-    Raises:
-        ValueError: As `discretize`.
-    """
-    check_method(method)
-    if not isinstance(dt, Tracer) and not np.all(np.asarray(dt) > 0):
-        raise ValueError(f"`dt` must be positive, got {dt}.")
-    if not isinstance(lam, Tracer) and not allow_unstable:
-        abscissa = np.max(np.real(lam), initial=-np.inf)
-        if not abscissa < 0:
-            raise ValueError(
-                f"`lam` must have negative real parts, got {abscissa}; unstable "
-                "systems need `allow_unstable=True`."
-            )
+    """`(log abar, bbar)` of `discretize`, for powers of abar as exponentials."""
     lam, b, dt = jnp.asarray(lam), jnp.asarray(b), jnp.asarray(dt)
     z = dt * lam
     z, _ = jnp.broadcast_arrays(z.astype(jnp.result_type(z.dtype, jnp.complex64)), b)
@@ -85,6 +70,30 @@ def log_discretize(
     log_abs = jnp.log1p(2 * x / below) / 2
     angle = jnp.arctan2(y / 2, 1 + x / 2) + jnp.arctan2(y / 2, 1 - x / 2)
     return lax.complex(log_abs, angle), dt * b / (1 - z / 2)
+
+
+def check_system(
+    lam: Inexact[Array, "*s"],
+    dt: Float[Array, "*s"],
+    method: str,
+    *,
+    allow_unstable: bool,
+) -> None:
+    """Refuse what `discretize` does.
+
+    Raises:
+        ValueError: As `discretize`.
+    """
+    check_method(method)
+    if not isinstance(dt, Tracer) and not np.all(np.asarray(dt) > 0):
+        raise ValueError(f"`dt` must be positive, got {dt}.")
+    if not isinstance(lam, Tracer) and not allow_unstable:
+        abscissa = np.max(np.asarray(lam).real, initial=-np.inf)
+        if not abscissa < 0:
+            raise ValueError(
+                f"`lam` must have negative real parts, got {abscissa}; unstable "
+                "systems need `allow_unstable=True`."
+            )
 
 
 def check_method(method: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxlr import kernels
 from jaxlr.linalg import matmul
-from jaxlr.ssm.discretize import Discretization, log_discretize
+from jaxlr.ssm.discretize import check_system, Discretization, log_discretize
 from jaxlr.ssm.init import DPLR
 
 
@@ -46,8 +46,9 @@ def kernel(
         Gu, Gupta, Goel, Re. "On the Parameterization and Initialization of Diagonal
         State Space Models". 2022. arXiv:2206.11893.
     """
+    check_system(lam, dt, method, allow_unstable=allow_unstable)
     dt = jnp.asarray(dt)[..., None]
-    exponent, bbar = log_discretize(lam, b, dt, method, allow_unstable=allow_unstable)
+    exponent, bbar = log_discretize(lam, b, dt, method)
     # In float32 the product dt lam has too few digits for its large multiples.
     is_product = method == "zoh"
     return kernels.vandermonde(
@@ -140,10 +141,9 @@ def scan(
         ValueError: As `discretize`; for a chunk below 1; or for lengths, known while
             tracing, that are not in 0..L.
     """
+    check_system(lam, dt, method, allow_unstable=allow_unstable)
     u, dt = jnp.asarray(u), jnp.asarray(dt)
-    exponent, bbar = log_discretize(
-        lam, b, dt[..., None], method, allow_unstable=allow_unstable
-    )
+    exponent, bbar = log_discretize(lam, b, dt[..., None], method)
     c = jnp.asarray(c)
     length = u.shape[-1]
     size = min(64, length) if chunk is None else chunk

@@ -338,6 +338,8 @@ def test_misuse_is_named():
         flatness.m_sharpness(quadratic, w, x, rho=0.1, num_steps=0)
     with pytest.raises(ValueError, match=r"scalar loss, got shape \(3,\)"):
         flatness.average_sharpness(key, lambda w: w, w, rho=0.1)
+    with pytest.raises(ValueError, match=r"`rho` must be a number >= 0, got -0.1"):
+        flatness.average_sharpness(key, quadratic, w, rho=-0.1)
     with pytest.raises(ValueError, match=r"scalar loss, got shape \(3,\)"):
         flatness.hvp(lambda w: w, w, w)
     with pytest.raises(

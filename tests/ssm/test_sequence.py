@@ -197,7 +197,7 @@ def test_derivatives_of_a_reset_scan(x64):
         y, last = ssm.scan(lam, b, c, dt, u, state, resets=resets, chunk=4)
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.abs(last) ** 2)
 
-    check_grads(total, (u, dt), 1, ["rev"], rtol=1e-5)
+    check_grads(total, (u, dt), 1, ["rev"], rtol=1e-5, eps=1e-6)
 
 
 def test_float32_stays_and_is_near(x64):
@@ -273,6 +273,26 @@ def args(**changes):
     lam, b, c, dt = system(1)
     values = {"lam": lam, "b": b, "c": c, "dt": dt} | changes
     return tuple(values.values())
+
+
+def test_known_arguments_are_checked_while_others_are_traced():
+    lam, b, c, _ = (jnp.asarray(x) for x in system(1))
+    for form in (
+        lambda u: ssm.fft_conv(u, ssm.kernel(lam, b, c, 0.1, 8)),
+        lambda u: ssm.scan(lam, b, c, 0.1, u)[0],
+        lambda u: ssm.discretize(lam, b, 0.1)[0].real * u.sum(),
+    ):
+        assert np.all(np.isfinite(jax.jit(form)(jnp.ones((1, 8)))))
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize("dt", [-0.1, np.array([0.0])])
+def test_a_known_step_that_is_not_positive_is_named_under_jit(dt):
+    lam, b, c, _ = system(1)
+    with pytest.raises(ValueError, match="`dt` must be positive"):
+        jax.jit(lambda u: ssm.scan(lam, b, c, dt, u)[0])(jnp.ones((1, 8)))
+    with pytest.raises(ValueError, match="`dt` must be positive"):
+        jax.jit(lambda c: ssm.kernel(lam, b, c, dt, 8))(c)
 
 
 @pytest.mark.misuse
