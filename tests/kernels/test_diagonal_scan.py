@@ -2,7 +2,6 @@
 
 import functools as ft
 import itertools
-import time
 from typing import Any
 
 import jax
@@ -271,49 +270,6 @@ def test_memory_is_bounded():
         assert temporaries(diagonal_scan, *args) <= 2 * 2**20
         # h, its cotangent, and the decays moved by one position.
         assert temporaries(both(diagonal_scan), *args) <= 80 * 2**20
-
-
-def associative(a, u):
-    def combine(x, y):
-        return y[0] * x[0], y[0] * x[1] + y[1]
-
-    a, u = (lax.complex(*pair) for pair in (a, u))
-    return lax.associative_scan(combine, (a, u), axis=1)[1]
-
-
-@pytest.mark.slow
-def test_speed():
-    """Measured on two idle cores: a quarter of the time, a fifth to compile."""
-    rng = np.random.default_rng(0)
-    a, u, _ = big()
-    size, turn = rng.uniform(0.9, 0.99, a[0].shape), rng.uniform(0, 3, a[0].shape)
-    z = size * np.exp(1j * turn)
-    args = pairs(z, rng.normal(size=u[0].shape) + 0j, dtype=F32)
-
-    def timed(fn):
-        start = time.perf_counter()
-        out = fn()
-        return time.perf_counter() - start, out
-
-    is_kept = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    times, compiles = [], []
-    for fn in (diagonal_scan, associative):
-        made = [timed(lambda fn=fn: jax.jit(fn).lower(*args).compile())]
-        for _ in range(2):
-            jax.clear_caches()
-            made.append(timed(lambda fn=fn: jax.jit(fn).lower(*args).compile()))
-        compiles.append(min(seconds for seconds, _ in made))
-        program = made[0][1]
-        times.append(
-            min(
-                timed(lambda program=program: jax.block_until_ready(program(*args)))[0]
-                for _ in range(10)
-            )
-        )
-    jax.config.update("jax_enable_compilation_cache", is_kept)
-    assert times[0] < times[1]
-    assert compiles[0] < compiles[1] / 3
 
 
 @pytest.mark.misuse
