@@ -23,6 +23,9 @@ HEAVY = {
     "sensing.overparameterization",
     "sensing.photograph",
     "sharpness.digits",
+    "ssm.digits",
+    "ssm.msam",
+    "ssm.robustness",
 }
 NAMES = sorted(find.names())
 pytestmark = pytest.mark.parametrize(

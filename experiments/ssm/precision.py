@@ -28,7 +28,7 @@ from jaxlr.core import Axis, Claim, Experiment, Hyper
 class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
-    kind: str = eqx.field(static=True, default="legs")
+    kind: ssm.Kind = eqx.field(static=True, default="legs")
     """Of start, as `ssm.s4d`."""
     n: int = eqx.field(static=True, default=64)
     """States, even."""
@@ -62,10 +62,12 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     share = jnp.linspace(0.0, 1.0, hparams.num_channels)
     low, high = jnp.log(hparams.dt_min), jnp.log(hparams.dt_max)
     dt = jnp.exp(low + share * (high - low)).astype(jnp.float32)
-    c = parts[0] + 1j * parts[1]
-    narrow = *(jnp.asarray(x, jnp.complex64) for x in (lam, b, c)), dt
+    system = lam, b, parts[0] + 1j * parts[1]
+    narrow = [*(jnp.asarray(x, jnp.complex64) for x in system), dt]
     wide = [x.astype(jnp.result_type(x.dtype, share.dtype)) for x in narrow]
-    single, double = (ssm.kernel(*args, hparams.length) for args in (narrow, wide))
+    single, double = (
+        ssm.kernel(lam, b, c, dt, hparams.length) for lam, b, c, dt in (narrow, wide)
+    )
     gap = jnp.max(jnp.abs(single - double), axis=-1)
     return Metrics(gap / jnp.max(jnp.abs(double), axis=-1), dt)
 

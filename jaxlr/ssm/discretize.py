@@ -88,7 +88,7 @@ def check_system(
     if not isinstance(dt, Tracer) and not np.all(np.asarray(dt) > 0):
         raise ValueError(f"`dt` must be positive, got {dt}.")
     if not isinstance(lam, Tracer) and not allow_unstable:
-        abscissa = np.max(np.asarray(lam).real, initial=-np.inf)
+        abscissa = np.max(np.real(np.asarray(lam)), initial=-np.inf)
         if not abscissa < 0:
             raise ValueError(
                 f"`lam` must have negative real parts, got {abscissa}; unstable "

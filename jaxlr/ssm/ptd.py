@@ -113,7 +113,7 @@ def ptd(
     lam, v = lam.astype(complex), v.astype(complex)
     kappa = float(np.linalg.cond(v))
     v_inv = np.linalg.inv(v)
-    kept = np.argsort(lam.imag)
+    kept = np.argsort(np.imag(lam))
     if method == "rank1":
         kept = kept[n // 2 :]
     else:
@@ -122,7 +122,7 @@ def ptd(
     # A column's phase is free: where b is positive it does not depend on the library.
     modal = v_inv @ b
     phase = np.where(modal == 0, 1, modal / np.where(modal == 0, 1, np.abs(modal)))
-    abscissa = float(lam.real.max())
+    abscissa = float(np.real(lam).max())
     if abscissa >= 0 and not allow_unstable:
         raise ValueError(
             f"The perturbed matrix has an eigenvalue of real part {abscissa:.3g} >= 0, "

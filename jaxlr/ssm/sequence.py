@@ -6,6 +6,7 @@ are y = K * u with K_l = 2 Re sum_n c_n bbar_n abar_n^l; `discretize` makes abar
 
 import jax
 from jax import lax
+from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Inexact, Int
 import numpy as np
@@ -273,7 +274,7 @@ def dplr_kernel(
     """
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"`length` must be an integer >= 1, got {length!r}.")
-    if not isinstance(dt, jax.core.Tracer) and not dt > 0:
+    if not isinstance(dt, Tracer) and not dt > 0:
         raise ValueError(f"`dt` must be positive, got {dt}.")
     dt = jnp.asarray(dt, jnp.result_type(dt, float))
     dtype = jnp.result_type(dt, jnp.complex64)
@@ -304,7 +305,7 @@ def _pair(x):
 
 
 def _check_lengths(lengths, length):
-    if isinstance(lengths, jax.core.Tracer):
+    if isinstance(lengths, Tracer):
         return
     lengths = np.asarray(lengths)
     if not np.all((lengths >= 0) & (lengths <= length)):

@@ -197,7 +197,7 @@ def test_resets_of_a_network_make_sequences_of_their_own(x64):
     second, wanted = model.scan(x[6:])
     np.testing.assert_allclose(got, jnp.concatenate([first, second]), atol=1e-10)
     np.testing.assert_allclose(last.total, wanted.total, atol=1e-10)
-    assert last.count == 4
+    assert last.num_steps == 4
 
 
 def test_a_bidirectional_network_sees_what_comes():

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
+from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
@@ -58,12 +59,12 @@ class StackState(NamedTuple):
     Attributes:
         layers: The state of each layer.
         total: Sum of the features of the steps so far, for a mean over them.
-        count: Number of those steps.
+        num_steps: Number of those steps.
     """
 
     layers: tuple[Array, ...]
     total: Float[Array, " H"]
-    count: Float[Array, ""]
+    num_steps: Float[Array, ""]
 
 
 class Stack(eqx.Module):
@@ -133,9 +134,9 @@ class Stack(eqx.Module):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"`{name}` must be an integer >= 1, got {number!r}.")
         encoder_key, decoder_key, *keys = jr.split(key, 2 + num_layers)
-        if num_tokens is None:
+        if num_inputs is not None:
             self.encoder = eqx.nn.Linear(num_inputs, num_features, key=encoder_key)
-        else:
+        if num_tokens is not None:
             self.encoder = eqx.nn.Embedding(num_tokens, num_features, key=encoder_key)
 
         def block(key):
@@ -176,9 +177,9 @@ class Stack(eqx.Module):
             ValueError: For a length, known while tracing, that is not in 1..L.
         """
         num_steps = x.shape[0]
-        is_known = not isinstance(length, jax.core.Tracer | None)
-        if is_known and not 1 <= length <= num_steps:
-            raise ValueError(f"`length` must be in 1..{num_steps}, got {length}.")
+        if length is not None and not isinstance(length, Tracer):
+            if not 1 <= length <= num_steps:
+                raise ValueError(f"`length` must be in 1..{num_steps}, got {length}.")
         h = jax.vmap(self.encoder)(x)
         is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
         keys = (
@@ -276,7 +277,7 @@ class Stack(eqx.Module):
             return after, after
 
         last, (totals, counts) = jax.lax.scan(
-            add, (state.total, state.count), (h, resets, is_valid)
+            add, (state.total, state.num_steps), (h, resets, is_valid)
         )
         if self.pooling == "mean":
             h = totals / jnp.maximum(counts, 1)[:, None]
@@ -305,7 +306,7 @@ class Stack(eqx.Module):
 
             h, after = block.apply(h, one)
             layers.append(after)
-        total, count = state.total + h[0], state.count + 1
+        total, count = state.total + h[0], state.num_steps + 1
         pooled = total / count if self.pooling == "mean" else h[0]
         return self.decoder(pooled), StackState(tuple(layers), total, count)
 
