@@ -349,7 +349,7 @@ READERS = [
 
 
 @pytest.mark.misuse
-@pytest.mark.parametrize(("reader", "name"), READERS, ids=lambda x: str(x)[:30])
+@pytest.mark.parametrize(("reader", "name"), READERS, ids=[n for _, n in READERS])
 def test_what_is_missing_is_named(tmp_path, reader, name):
     with pytest.raises(FileNotFoundError, match=f"`directory` must hold '{name}'"):
         reader(tmp_path / "nowhere")
