@@ -181,9 +181,7 @@ def figure(results):
     curves = results.assign_coords(epoch=("step", np.arange(results.sizes["step"])))
     for i, start in enumerate(starts):
         cell = lab.select(curves, start=start).squeeze("start")
-        color = (
-            f"C{i}" if start not in OTHERS else ("#000000", "#888888")[start == "real"]
-        )
+        color = f"C{i}"
         lab.draw_seeds(
             over_epochs, cell["test_accuracy"], "epoch", color=color, label=start
         )
