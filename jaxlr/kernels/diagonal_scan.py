@@ -11,10 +11,12 @@ import functools as ft
 
 import jax
 from jax import lax
+from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Bool, Int
+import numpy as np
 
 from jaxlr.kernels._common import (
     check_pairs,
@@ -79,9 +81,9 @@ def diagonal_scan(
 
     Raises:
         ValueError: If an argument is complex or not a pair, shapes do not fit, `resets`
-            are not boolean or `lengths` not whole numbers, on an unknown
-            `implementation` or a `chunk` below 1; with a kernel, if anything is not
-            float32 or a chunk would exceed 100 MiB of VMEM.
+            are not boolean, `lengths` not whole numbers or known and not in 0..L, on an
+            unknown `implementation` or a `chunk` below 1; with a kernel, if anything is
+            not float32 or a chunk would exceed 100 MiB of VMEM.
 
     References:
         Guy Blelloch, *Prefix Sums and Their Applications*, 1990: scans by blocks.
@@ -122,16 +124,10 @@ def _lead(a, u, h0, resets, lengths):
         raise ValueError(f"`u` must have at least one position, got {u.shape}.")
     shapes = {"a": (a.shape, 2), "u": (u.shape, 2), "h0": (h0.shape, 1)}
     fits = a.shape[-2] in (1, length) and a.shape[-1] == h0.shape[-1] == num
+    check_resets_and_lengths(resets, lengths, length)
     if resets is not None:
-        if jnp.result_type(resets) != jnp.bool_:
-            got = jnp.result_type(resets)
-            raise ValueError(f"`resets` must be boolean, got {got}.")
         shapes["resets"] = jnp.shape(resets), 1
-        fits = fits and jnp.shape(resets)[-1:] == (length,)
     if lengths is not None:
-        if not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
-            got = jnp.result_type(lengths)
-            raise ValueError(f"`lengths` must be whole numbers, got {got}.")
         shapes["lengths"] = jnp.shape(lengths), 0
     try:
         lead = jnp.broadcast_shapes(
@@ -146,6 +142,35 @@ def _lead(a, u, h0, resets, lengths):
             f"(..., N), `resets` (..., L) and `lengths` (...), got {got}."
         )
     return lead
+
+
+def check_resets_and_lengths(
+    resets: Bool[ArrayLike, "... L"] | None,
+    lengths: Int[ArrayLike, "..."] | None,
+    length: int,
+) -> None:
+    """Refuse marks of another sequence than one of so many positions.
+
+    Raises:
+        ValueError: If `resets` are not boolean or their last axis is not `length`; if
+            `lengths` are not whole numbers, or known and not in 0..length.
+    """
+    if resets is not None:
+        if jnp.result_type(resets) != jnp.bool_:
+            got = jnp.result_type(resets)
+            raise ValueError(f"`resets` must be boolean, got {got}.")
+        if jnp.shape(resets)[-1:] != (length,):
+            raise ValueError(
+                f"`resets` must have shape (..., {length}), got {jnp.shape(resets)}."
+            )
+    if lengths is not None:
+        if not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
+            got = jnp.result_type(lengths)
+            raise ValueError(f"`lengths` must be whole numbers, got {got}.")
+        if not isinstance(lengths, Tracer):
+            known = np.asarray(lengths)
+            if not np.all((known >= 0) & (known <= length)):
+                raise ValueError(f"`lengths` must be in 0..{length}, got {known}.")
 
 
 def _fold(a, u, resets, lengths):

@@ -65,10 +65,15 @@ def log_discretize(
     x, y = z.real, z.imag
     if method == "zoh":
         return z, dt * b * _phi(z)
-    # |1 - z/2|^2, and |1 + z/2|^2 is that and 2 x.
+    # |1 - z/2|^2, and |1 + z/2|^2 is that and 2 x: none of it at z = -2, where powers
+    # are 0 but for the first, as are those of e^-300.
     below = (1 - x / 2) ** 2 + y**2 / 4
-    log_abs = jnp.log1p(2 * x / below) / 2
-    angle = jnp.arctan2(y / 2, 1 + x / 2) + jnp.arctan2(y / 2, 1 - x / 2)
+    is_zero = 2 * x / below <= -1
+    log_abs = jnp.where(
+        is_zero, -300, jnp.log1p(jnp.where(is_zero, 0, 2 * x / below)) / 2
+    )
+    above = jnp.where(is_zero, 1, 1 + x / 2)
+    angle = jnp.arctan2(y / 2, above) + jnp.arctan2(y / 2, 1 - x / 2)
     return lax.complex(log_abs, angle), dt * b / (1 - z / 2)
 
 

@@ -9,9 +9,9 @@ from jax import lax
 from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Inexact, Int
-import numpy as np
 
 from jaxlr import kernels
+from jaxlr.kernels.diagonal_scan import check_resets_and_lengths
 from jaxlr.linalg import matmul
 from jaxlr.ssm.discretize import check_system, Discretization, log_discretize
 from jaxlr.ssm.init import DPLR
@@ -29,6 +29,8 @@ def kernel(
     allow_unstable: bool = False,
 ) -> Float[Array, "*channels L"]:
     """The first L entries of the impulse response, for all channels at once.
+
+    Differentiable in reverse mode, and forward over that.
 
     Args:
         lam: Eigenvalues.
@@ -52,11 +54,12 @@ def kernel(
     exponent, bbar = log_discretize(lam, b, dt, method)
     # In float32 the product dt lam has too few digits for its large multiples.
     is_product = method == "zoh"
+    dtype = bbar.real.dtype
     return kernels.vandermonde(
         _pair(jnp.asarray(c) * bbar),
         _pair(jnp.asarray(lam, bbar.dtype) if is_product else exponent),
         length,
-        step=dt if is_product else None,
+        step=dt.astype(dtype) if is_product else None,
         implementation=implementation,
     )
 
@@ -120,7 +123,9 @@ def scan(
 
     Within a chunk it is a T-by-T Toeplitz product; a state goes from chunk to chunk.
     About 2 T + 8 N flops a step, and N / T states a step in memory; resets take T
-    numbers a step more.
+    numbers a step more. In float32 its powers have the rounding of dt lam, from which
+    `kernel` is free: about 1e-5 of the impulse response's maximum for S4D-LegS of 64
+    states at dt = 1e-3, 4e-5 for 256.
 
     Args:
         lam: Eigenvalues.
@@ -129,7 +134,8 @@ def scan(
         dt: Steps, in the unit of time of 1 / lam.
         u: Input; leading axes, of a batch and of channels, broadcast with all others.
         state: Before the first step; None for zeros.
-        resets: Where true, what came before that step is forgotten.
+        resets: Where true, what came before that step is forgotten, unless it is
+            infinite or NaN.
         lengths: Steps that count, 0..L; y is 0 beyond, and the state stays. None: L.
         chunk: T, which changes speed, and results by rounding. None: 64. Static.
         method: As `discretize`. Static.
@@ -139,20 +145,22 @@ def scan(
         `(y, last_state)`.
 
     Raises:
-        ValueError: As `discretize`; for a chunk below 1; or for lengths, known while
-            tracing, that are not in 0..L.
+        ValueError: As `discretize`; for a chunk or an L below 1; if resets are not
+            boolean or not of L steps; if lengths are not whole numbers or, known while
+            tracing, not in 0..L.
     """
     check_system(lam, dt, method, allow_unstable=allow_unstable)
     u, dt = jnp.asarray(u), jnp.asarray(dt)
     exponent, bbar = log_discretize(lam, b, dt[..., None], method)
     c = jnp.asarray(c)
     length = u.shape[-1]
+    if length < 1:
+        raise ValueError(f"`u` must have at least one step, got shape {u.shape}.")
+    check_resets_and_lengths(resets, lengths, length)
     size = min(64, length) if chunk is None else chunk
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"`chunk` must be an integer >= 1, got {chunk!r}.")
-    if lengths is not None:
-        _check_lengths(lengths, length)
-    elif length % size:
+    if lengths is None and length % size:
         lengths = jnp.full((), length)
 
     def chunks(x, fill):
@@ -199,7 +207,10 @@ def scan(
     added = lax.complex(matmul(kept, inward.real), matmul(kept, inward.imag))
 
     shape = jnp.broadcast_shapes(
-        added.shape, factor.shape, () if state is None else (*state.shape[:-1], 1, 1)
+        added.shape,
+        factor.shape,
+        (*c.shape[:-1], 1, 1),
+        () if state is None else (*state.shape[:-1], 1, 1),
     )
     factor, added = (jnp.broadcast_to(x, shape) for x in (factor, added))
     carry_shape = (*shape[:-2], shape[-1])
@@ -223,7 +234,7 @@ def scan(
     if is_valid is not None:
         y = jnp.where(is_valid, y, 0)
     y = y.reshape(*y.shape[:-2], -1)[..., :length]
-    return y.astype(u.dtype), lax.complex(*last)
+    return y.astype(jnp.result_type(u, response)), lax.complex(*last)
 
 
 @jax.checkpoint
@@ -235,15 +246,8 @@ def _masked_product(blocks, toeplitz, segment):
         block, is_same = args
         return matmul(block[..., None, :], jnp.where(is_same, toeplitz, 0))[..., 0, :]
 
-    shape = jnp.broadcast_shapes(blocks.shape[:-1], is_same.shape[:-2])
-    axis = len(shape) - 1
-    blocks = jnp.broadcast_to(blocks, (*shape, blocks.shape[-1]))
-    is_same = is_same.reshape(*(1,) * (axis + 3 - is_same.ndim), *is_same.shape)
-    is_same = jnp.broadcast_to(
-        is_same, (*is_same.shape[:axis], shape[-1], *is_same.shape[-2:])
-    )
-    args = jnp.moveaxis(blocks, axis, 0), jnp.moveaxis(is_same, axis, 0)
-    return jnp.moveaxis(lax.map(product, args), 0, axis)
+    args = jnp.moveaxis(blocks, -2, 0), jnp.moveaxis(is_same, -3, 0)
+    return jnp.moveaxis(lax.map(product, args), 0, -2)
 
 
 def dplr_kernel(
@@ -302,11 +306,3 @@ def dplr_kernel(
 
 def _pair(x):
     return x.real, x.imag
-
-
-def _check_lengths(lengths, length):
-    if isinstance(lengths, Tracer):
-        return
-    lengths = np.asarray(lengths)
-    if not np.all((lengths >= 0) & (lengths <= length)):
-        raise ValueError(f"`lengths` must be in 0..{length}, got {lengths}.")

@@ -188,6 +188,43 @@ def test_padding_changes_nothing(x64, pooling, is_bidirectional):
         np.testing.assert_allclose(outputs[:7][-len(wanted) :], wanted, atol=1e-10)
 
 
+@pytest.mark.parametrize("layer", ["s4d", "s5"])
+@pytest.mark.parametrize("pooling", ["mean", "none"])
+def test_padding_may_be_nan_even_for_derivatives(layer, pooling):
+    model = stack(layer, pooling=pooling)
+    x = jr.normal(jr.key(1), (9, 2)).at[5:].set(jnp.nan)
+
+    def total(outputs):
+        outputs = outputs if outputs.ndim == 1 else outputs[:5]
+        return jnp.sum(outputs**2)
+
+    @eqx.filter_jit
+    def slopes(model):
+        whole = eqx.filter_grad(lambda m: total(m(x, jnp.asarray(5))))(model)
+        scanned = eqx.filter_grad(
+            lambda m: total(m.scan(x, length=jnp.asarray(5))[0][:5])
+        )(model)
+        return whole, scanned
+
+    leaves = jax.tree.leaves(slopes(model))
+    assert leaves
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+
+
+def test_irregular_steps_run_backward_too(x64):
+    options = {"pooling": "none", "is_bidirectional": True, "num_layers": 1}
+    model = stack("s5", **options)
+    x, scale = jr.normal(jr.key(1), (6, 2)), jnp.asarray([1.0, 2, 1, 3, 1, 2])
+    block = model.blocks[0]
+    mirrored = eqx.tree_at(
+        lambda m: (m.blocks[0].layer, m.blocks[0].backward),
+        model,
+        (block.backward, block.layer),
+    )
+    got = mirrored(x[::-1], dt_scale=scale[::-1])[::-1]
+    np.testing.assert_allclose(got, model(x, dt_scale=scale), atol=1e-11)
+
+
 def test_resets_of_a_network_make_sequences_of_their_own(x64):
     model = stack()
     x = jr.normal(jr.key(1), (10, 2))
@@ -288,6 +325,30 @@ def test_labels_train_the_systems_apart(layer):
         (
             lambda: stack()(jnp.ones((4, 2)), jnp.asarray(5)),
             "`length` must be in 1..4, got 5",
+        ),
+        (
+            lambda: stack()(jnp.ones((4, 2)), dt_scale=0.0),
+            "`dt_scale` must be positive, got 0.0",
+        ),
+        (
+            lambda: stack()(jnp.ones((3, 2)), dt_scale=jnp.ones(3)),
+            r"`dt_scale` must be a number here, got shape \(3,\)",
+        ),
+        (
+            lambda: stack("s5").scan(jnp.ones((4, 2)), length=5),
+            r"`lengths` must be in 0\.\.4, got 5",
+        ),
+        (
+            lambda: LAYERS["s5"](jr.key(0)).scan(jnp.ones((4, 3)), length=-1),
+            r"`lengths` must be in 0\.\.4, got -1",
+        ),
+        (
+            lambda: LAYERS["s4d"](jr.key(0))(jnp.ones((4, 1))),
+            r"`u` must have 3 features, got shape \(4, 1\)",
+        ),
+        (
+            lambda: ssm.Stack(jr.key(0), LAYERS["s4d"], 5, 2, num_inputs=1),
+            "`layer_fn` must make layers of 5 features, as `num_features` says, got 3",
         ),
         (
             lambda: stack()(jnp.ones((4, 2)), jnp.asarray(0)),

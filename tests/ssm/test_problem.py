@@ -362,7 +362,7 @@ def test_what_is_missing_is_named(tmp_path, reader, name):
 def test_damage_to_texts_and_images_is_named(tmp_path):
     reviews(tmp_path)
     (tmp_path / "test" / "pos" / "0_9.txt").write_bytes(b"a\xff")
-    with pytest.raises(ValueError, match=r"0_9\.txt is not UTF-8"):
+    with pytest.raises(ValueError, match=r"0_9\.txt has a byte 255"):
         problem.read_text(tmp_path, "test")
     for path in (tmp_path / "train" / "pos").iterdir():
         path.unlink()

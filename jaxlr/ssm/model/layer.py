@@ -9,6 +9,7 @@ import math
 
 import equinox as eqx
 from jax import lax
+from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Complex, Float, Int, Key
@@ -46,7 +47,17 @@ class Layer(eqx.Module):
     method: Discretization = eqx.field(static=True)
 
     def system(self, dt_scale: Hyper = 1.0) -> tuple[Array, Array, Array, Array]:
-        """`(lam, b, c, dt)`, complex but for dt; dt_scale multiplies the step."""
+        """`(lam, b, c, dt)`, complex but for dt; dt_scale multiplies the step.
+
+        Raises:
+            ValueError: For a dt_scale with an axis, or one that is not positive where
+                it is known while tracing.
+        """
+        if jnp.ndim(dt_scale):
+            raise ValueError(
+                f"`dt_scale` must be a number here, got shape {jnp.shape(dt_scale)}."
+            )
+        check_dt_scale(dt_scale)
         lam = lax.complex(-jnp.exp(self.log_decay), self.frequency)
         b, c = (lax.complex(x[..., 0], x[..., 1]) for x in (self.b, self.c))
         return lam, b, c, dt_scale * jnp.exp(self.log_dt)
@@ -56,6 +67,16 @@ class Layer(eqx.Module):
         return jnp.zeros(
             self.frequency.shape, jnp.result_type(self.frequency, jnp.complex64)
         )
+
+    def _masked(self, u, length=None):
+        """What lies beyond the length must not reach a derivative, if it is NaN."""
+        if u.shape[-1:] != self.d.shape:
+            raise ValueError(
+                f"`u` must have {self.d.size} features, got shape {u.shape}."
+            )
+        if length is None:
+            return u
+        return jnp.where(jnp.arange(u.shape[0])[:, None] < length, u, 0)
 
     def _set(self, lam, b, c, d, log_dt, method):
         check_method(method)
@@ -85,12 +106,17 @@ class Layer(eqx.Module):
         Args:
             u: Input.
             state: Before the first step; None for zeros.
-            resets: Where true, what came before that step is forgotten.
+            resets: Where true, what came before that step is forgotten, unless it is
+                infinite or NaN.
             length: Steps that count; the state stays beyond. None: all.
             dt_scale: Multiplies the step: 1/2 for data sampled twice as often.
 
         Returns:
             `(y, last_state)`; y beyond the length means nothing.
+
+        Raises:
+            ValueError: For u of other features; for resets that are not boolean or not
+                of L steps; for a length that is known while tracing and not in 0..L.
         """
 
     @abc.abstractmethod
@@ -107,8 +133,8 @@ class Layer(eqx.Module):
 class S4D(Layer):
     """Every feature has a system of its own: one input, one output, N representatives.
 
-    A call is a convolution by FFT: O(H N sqrt L + H L log L) flops, O(H (N + L))
-    memory.
+    A call is a convolution by FFT: 4 H N L flops for the kernel, as a matrix product,
+    and O(H L log L); O(H (N sqrt L + L)) memory.
 
     Args:
         key: Source of c, d and dt.
@@ -158,11 +184,13 @@ class S4D(Layer):
         self, u: Float[Array, "L H"], *, dt_scale: Hyper = 1.0
     ) -> Float[Array, "L H"]:
         """The whole sequence from a state of zero, as a convolution."""
+        u = self._masked(u)
         k = sequence.kernel(*self.system(dt_scale), u.shape[0], method=self.method)
         return sequence.fft_conv(u.T, k).T + self.d * u
 
     def scan(self, u, state=None, *, resets=None, length=None, dt_scale=1.0):
         """From a state to a state: see `Layer.scan`."""
+        u = self._masked(u, length)
         y, state = sequence.scan(
             *self.system(dt_scale),
             u.T,
@@ -190,7 +218,7 @@ class S4DPTD(S4D):
         num_states: n, states a feature; even. N is n/2 for `"rank1"`, n else.
         ptd_method: The `method` of `ptd`.
         t: As `ptd`.
-        eps: As `ptd`.
+        eps: As `ptd`; smaller here, where n is larger.
         gamma: As `ptd`.
         seed: As `ptd`.
         dt_min: The smallest step; steps are log-uniform.
@@ -316,10 +344,16 @@ class S5(Layer):
         """From a state to a state: see `Layer.scan`.
 
         With dt_scale of shape (L,) every step has its own length: irregular samples.
+
+        Raises:
+            ValueError: As `Layer.scan`.
         """
-        scale = jnp.asarray(dt_scale)
-        lam, b, c, dt = self.system(scale[:, None] if scale.ndim else scale)
-        abar, gain = discretize(lam, jnp.ones(()), dt, self.method)
+        u = self._masked(u, length)
+        check_dt_scale(dt_scale)
+        lam, b, c, dt = self.system()
+        if jnp.ndim(dt_scale):
+            dt_scale = jnp.reshape(dt_scale, (u.shape[0], 1))
+        abar, gain = discretize(lam, jnp.ones(()), dt_scale * dt, self.method)
         into = matmul(u, b.real.T), matmul(u, b.imag.T)
         driven = lax.complex(*into) * gain
         state = self.init_state() if state is None else state
@@ -337,8 +371,8 @@ class S5(Layer):
         """One step: `(y_l, x_l)` from u_l and x_{l-1}; 8 H N flops."""
         lam, b, c, dt = self.system(dt_scale)
         abar, gain = discretize(lam, jnp.ones(()), dt, self.method)
-        state = abar * state + gain * jnp.matmul(b, u, precision="highest")
-        y = 2 * jnp.matmul(c, state, precision="highest").real
+        state = abar * state + gain * lax.complex(matmul(b.real, u), matmul(b.imag, u))
+        y = 2 * (matmul(c.real, state.real) - matmul(c.imag, state.imag))
         return y + self.d * u, state
 
 
@@ -352,7 +386,7 @@ class S5PTD(S5):
         num_blocks: Equal blocks.
         ptd_method: The `method` of `ptd`.
         t: As `ptd`.
-        eps: As `ptd`.
+        eps: As `ptd`; smaller here, where n is larger.
         gamma: As `ptd`.
         seed: As `ptd`.
         dt_min: The smallest step; steps are log-uniform.
@@ -395,6 +429,16 @@ class S5PTD(S5):
             (dt_min, dt_max),
             method,
         )
+
+
+def check_dt_scale(dt_scale: Hyper | Float[Array, " L"]) -> None:
+    """Refuse known factors of steps that are no lengths.
+
+    Raises:
+        ValueError: Unless all are traced, or positive.
+    """
+    if not isinstance(dt_scale, Tracer) and not np.all(np.asarray(dt_scale) > 0):
+        raise ValueError(f"`dt_scale` must be positive, got {dt_scale}.")
 
 
 def _complex_normal(key, shape):

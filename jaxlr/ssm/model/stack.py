@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
+from jaxlr import kernels
 from jaxlr.core import errors, Hyper
+from jaxlr.kernels.diagonal_scan import check_resets_and_lengths
 from jaxlr.ssm.model.layer import Layer
 
 
@@ -90,7 +92,8 @@ class Stack(eqx.Module):
 
     Raises:
         ValueError: Unless exactly one of num_inputs and num_tokens is given; for an
-            unknown pooling, a number below 1, or a dropout that is not in [0, 1).
+            unknown pooling, a number below 1, a dropout that is not in [0, 1), or
+            layers of another number of features.
 
     References:
         Gu, Goel, Re. "Efficiently Modeling Long Sequences with Structured State
@@ -151,6 +154,12 @@ class Stack(eqx.Module):
             )
 
         self.blocks = tuple(block(key) for key in keys)
+        for block in self.blocks:
+            if block.layer.d.size != num_features:
+                raise ValueError(
+                    f"`layer_fn` must make layers of {num_features} features, as "
+                    f"`num_features` says, got {block.layer.d.size}."
+                )
         self.decoder = eqx.nn.Linear(num_features, num_outputs, key=decoder_key)
         self.pooling = pooling
 
@@ -167,7 +176,8 @@ class Stack(eqx.Module):
         Args:
             x: Tokens (L,), or features (L, num_inputs).
             length: Steps that count: those beyond change nothing. None: all.
-            dt_scale: Multiplies all steps: 1/2 for data sampled twice as often.
+            dt_scale: Multiplies all steps: 1/2 for data sampled twice as often. With
+                layers that take it (S5), (L,): a factor for every step.
             key: Of dropout; None for none of it.
 
         Returns:
@@ -180,8 +190,8 @@ class Stack(eqx.Module):
         if length is not None and not isinstance(length, Tracer):
             if not 1 <= length <= num_steps:
                 raise ValueError(f"`length` must be in 1..{num_steps}, got {length}.")
-        h = jax.vmap(self.encoder)(x)
         is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
+        h = jax.vmap(self.encoder)(_masked(x, is_valid))
         keys = (
             [None] * len(self.blocks)
             if key is None
@@ -191,10 +201,11 @@ class Stack(eqx.Module):
 
             def both_ways(u, block=block):
                 # What lies beyond must not flow back into the sequence.
-                u = jnp.where(is_valid[:, None], u, 0)
+                u = _masked(u, is_valid)
                 y = block.layer(u, dt_scale=dt_scale)
                 if block.backward is not None:
-                    y = y + block.backward(u[::-1], dt_scale=dt_scale)[::-1]
+                    scale = dt_scale[::-1] if jnp.ndim(dt_scale) else dt_scale
+                    y = y + block.backward(u[::-1], dt_scale=scale)[::-1]
                 return y, None
 
             h, _ = block.apply(h, both_ways, block_key)
@@ -203,7 +214,7 @@ class Stack(eqx.Module):
         last = num_steps - 1 if length is None else length - 1
         if self.pooling == "last":
             return self.decoder(jnp.take(h, last, axis=0))
-        return self.decoder(jnp.sum(jnp.where(is_valid[:, None], h, 0), 0) / (last + 1))
+        return self.decoder(jnp.sum(_masked(h, is_valid), axis=0) / (last + 1))
 
     def init_state(self) -> StackState:
         """Where every sequence starts.
@@ -237,19 +248,24 @@ class Stack(eqx.Module):
         Args:
             x: Tokens (L,), or features (L, num_inputs).
             state: Before the first step; None for `init_state()`.
-            resets: Where true, what came before that step is forgotten.
+            resets: Where true, what came before that step is forgotten, unless it is
+                infinite or NaN.
             length: Steps that count; the state stays beyond. None: all.
-            dt_scale: Multiplies all steps.
+            dt_scale: Multiplies all steps, as in a call.
 
         Returns:
             `(outputs, last_state)`; with pooling an output is what the sequence up to
             that step would get.
 
         Raises:
-            ValueError: For a bidirectional network; for a known length not in 0..L.
+            ValueError: For a bidirectional network; for resets that are not boolean or
+                not of L steps; for a length that is known while tracing, not in 0..L.
         """
         state = self.init_state() if state is None else state
-        h, layers = jax.vmap(self.encoder)(x), []
+        num_steps = x.shape[0]
+        check_resets_and_lengths(resets, length, num_steps)
+        is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
+        h, layers = jax.vmap(self.encoder)(_masked(x, is_valid)), []
         for block, before in zip(self.blocks, state.layers, strict=True):
 
             def from_state(u, block=block, before=before):
@@ -259,29 +275,21 @@ class Stack(eqx.Module):
 
             h, after = block.apply(h, from_state)
             layers.append(after)
-        outputs, (total, count) = self._pool_along(h, state, resets, length)
-        return outputs, StackState(tuple(layers), total, count)
-
-    def _pool_along(self, h, state, resets, length):
-        num_steps = h.shape[0]
-        resets = jnp.zeros(num_steps, bool) if resets is None else resets
-        is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
-
-        def add(carry, step):
-            h, is_reset, is_valid = step
-            fresh = jax.tree.map(lambda x: jnp.where(is_reset, 0, x), carry)
-            after = fresh[0] + h, fresh[1] + 1
-            after = jax.tree.map(
-                lambda new, old: jnp.where(is_valid, new, old), after, carry
-            )
-            return after, after
-
-        last, (totals, counts) = jax.lax.scan(
-            add, (state.total, state.num_steps), (h, resets, is_valid)
+        # Running sums of the features, and of ones: a scan without decay.
+        ones = jnp.ones((num_steps, 1), h.dtype)
+        summed = jnp.concatenate([_masked(h, is_valid), ones], axis=1)
+        start = jnp.append(state.total, state.num_steps)
+        (sums, _), (last, _) = kernels.diagonal_scan(
+            (jnp.ones_like(start), jnp.zeros_like(start)),
+            (summed, jnp.zeros_like(summed)),
+            (start, jnp.zeros_like(start)),
+            resets=resets,
+            lengths=length,
         )
         if self.pooling == "mean":
-            h = totals / jnp.maximum(counts, 1)[:, None]
-        return jax.vmap(self.decoder)(h), last
+            h = sums[:, :-1] / jnp.maximum(sums[:, -1:], 1)
+        state = StackState(tuple(layers), last[:-1], last[-1])
+        return jax.vmap(self.decoder)(h), state
 
     def step(
         self,
@@ -309,6 +317,11 @@ class Stack(eqx.Module):
         total, count = state.total + h[0], state.num_steps + 1
         pooled = total / count if self.pooling == "mean" else h[0]
         return self.decoder(pooled), StackState(tuple(layers), total, count)
+
+
+def _masked(x, is_valid):
+    """Zeros in place of what does not count: a NaN there would reach derivatives."""
+    return jnp.where(is_valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
 def param_labels(params: PyTree) -> PyTree:

@@ -157,7 +157,7 @@ def _byte_tokens(text: bytes, max_length: int, path: Path) -> bytes:
     """Tokens 1 + byte; one byte is too many for 8 bits, which UTF-8 never has."""
     text = text[:max_length]
     if b"\xff" in text:
-        raise ValueError(f"{path} is not UTF-8: it has a byte 255.")
+        raise ValueError(f"{path} has a byte 255, which UTF-8 never has.")
     return text.translate(_NEXT_BYTE)
 
 
@@ -178,7 +178,7 @@ def read_text(
 
     Raises:
         ValueError: For an unknown `split`, a folder without reviews, or a file that
-            is not UTF-8.
+            has a byte 255, which UTF-8 never has.
         FileNotFoundError: Without one of the folders.
 
     References:
@@ -214,7 +214,7 @@ def read_retrieval(
 
     Raises:
         ValueError: For an unknown `split`, a line without five columns, a label that
-            is not 0 or 1, or a file that is not UTF-8.
+            is not 0 or 1, or a file with a byte 255.
         FileNotFoundError: Without the file.
 
     References:
