@@ -123,7 +123,7 @@ plt.show()
 #
 # `ssm.Stack` is an encoder, residual blocks with a layer each, and a decoder; it takes one
 # sequence, and `vmap` takes many. Eigenvalues, input weights and steps are trained more
-# slowly than the rest, which `param_labels` tells apart. Here the start of the systems is
+# slowly than the rest, and without weight decay: `ssm.adamw`. Here the start of the systems is
 # swept, with two seeds.
 
 
@@ -154,9 +154,7 @@ def run(key, hparams):
 
     solver = core.train(
         eqx.filter_value_and_grad(loss),
-        optax.multi_transform(
-            {"ssm": optax.adam(2e-3), "other": optax.adamw(8e-3)}, ssm.param_labels
-        ),
+        ssm.adamw(8e-3, 2e-3),
         lambda key: ssm.Stack(
             key,
             lambda key: layer(key, hparams.start),

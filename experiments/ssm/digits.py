@@ -96,19 +96,13 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         index = epoch_batch(order_key, step, len(x), hparams.batch_size)
         return x[index], labels[index]
 
-    def decayed(rate):
-        return optax.cosine_decay_schedule(rate, num_steps)
-
     solver = train(
         eqx.filter_value_and_grad(loss),
-        optax.multi_transform(
-            {
-                "ssm": optax.adam(decayed(hparams.system_learning_rate)),
-                "other": optax.adamw(
-                    decayed(hparams.learning_rate), weight_decay=hparams.weight_decay
-                ),
-            },
-            ssm.param_labels,
+        ssm.adamw(
+            hparams.learning_rate,
+            hparams.system_learning_rate,
+            weight_decay=hparams.weight_decay,
+            schedule=optax.cosine_decay_schedule(1.0, num_steps),
         ),
         lambda key: ssm.Stack(
             key,

@@ -198,15 +198,11 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
 
     training = train(
         eqx.filter_value_and_grad(loss),
-        optax.multi_transform(
-            {
-                "ssm": optax.adam(lambda t: hparams.system_learning_rate * shape(t)),
-                "other": optax.adamw(
-                    lambda t: hparams.learning_rate * shape(t),
-                    weight_decay=hparams.weight_decay,
-                ),
-            },
-            ssm.param_labels,
+        ssm.adamw(
+            hparams.learning_rate,
+            hparams.system_learning_rate,
+            weight_decay=hparams.weight_decay,
+            schedule=shape,
         ),
         lambda key: ssm.Stack(
             key,

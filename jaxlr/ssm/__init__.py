@@ -13,6 +13,7 @@ from jaxlr.ssm.init import (
     s4d as s4d,
 )
 from jaxlr.ssm.model import (
+    adamw as adamw,
     Block as Block,
     Layer as Layer,
     param_labels as param_labels,

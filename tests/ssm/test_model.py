@@ -295,6 +295,20 @@ def test_labels_train_the_systems_apart(layer):
     assert np.any(after.blocks[0].layer.c != params.blocks[0].layer.c)
 
 
+def test_adamw_decays_no_system_and_follows_its_schedule():
+    params = eqx.filter(stack(), eqx.is_inexact_array)
+    optimizer = ssm.adamw(
+        0.1, 0.01, weight_decay=0.5, schedule=lambda step: jnp.where(step < 1, 1.0, 0.5)
+    )
+    grads, state = jax.tree.map(jnp.ones_like, params), optimizer.init(params)
+    for factor in (1.0, 0.5):
+        updates, state = optimizer.update(grads, state, params)
+        block, own = updates.blocks[0], params.blocks[0]
+        np.testing.assert_allclose(block.layer.b, -0.01 * factor, rtol=1e-4)
+        wanted = -0.1 * factor * (1 + 0.5 * own.layer.c)
+        np.testing.assert_allclose(block.layer.c, wanted, atol=1e-6)
+
+
 @pytest.mark.misuse
 @pytest.mark.parametrize(
     ("call", "sentence"),

@@ -8,6 +8,7 @@ from jaxlr.ssm.model.layer import (
     S5PTD as S5PTD,
 )
 from jaxlr.ssm.model.stack import (
+    adamw as adamw,
     Block as Block,
     param_labels as param_labels,
     Pooling as Pooling,

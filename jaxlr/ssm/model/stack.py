@@ -9,6 +9,7 @@ from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+import optax
 
 from jaxlr import kernels
 from jaxlr.core import errors, Hyper
@@ -154,11 +155,11 @@ class Stack(eqx.Module):
             )
 
         self.blocks = tuple(block(key) for key in keys)
-        for block in self.blocks:
-            if block.layer.d.size != num_features:
+        for made in self.blocks:
+            if made.layer.d.size != num_features:
                 raise ValueError(
                     f"`layer_fn` must make layers of {num_features} features, as "
-                    f"`num_features` says, got {block.layer.d.size}."
+                    f"`num_features` says, got {made.layer.d.size}."
                 )
         self.decoder = eqx.nn.Linear(num_features, num_outputs, key=decoder_key)
         self.pooling = pooling
@@ -204,7 +205,8 @@ class Stack(eqx.Module):
                 u = _masked(u, is_valid)
                 y = block.layer(u, dt_scale=dt_scale)
                 if block.backward is not None:
-                    scale = dt_scale[::-1] if jnp.ndim(dt_scale) else dt_scale
+                    scale = jnp.asarray(dt_scale)
+                    scale = scale[::-1] if scale.ndim else scale
                     y = y + block.backward(u[::-1], dt_scale=scale)[::-1]
                 return y, None
 
@@ -324,12 +326,44 @@ def _masked(x, is_valid):
     return jnp.where(is_valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
+def adamw(
+    learning_rate: Hyper,
+    system_learning_rate: Hyper = 1e-3,
+    *,
+    weight_decay: Hyper = 0.01,
+    schedule: optax.Schedule = lambda step: 1.0,
+) -> optax.GradientTransformation:
+    """Adam for the parameters of systems, AdamW for all others.
+
+    Args:
+        learning_rate: Of the others.
+        system_learning_rate: Of eigenvalues, input weights and steps, which do not
+            decay.
+        weight_decay: Of the others.
+        schedule: What both rates are multiplied by at a step.
+
+    References:
+        Loshchilov, Hutter. "Decoupled Weight Decay Regularization". 2017.
+        arXiv:1711.05101.
+    """
+
+    def scaled(rate):
+        return lambda step: rate * schedule(step)
+
+    return optax.multi_transform(
+        {
+            "ssm": optax.adam(scaled(system_learning_rate)),
+            "other": optax.adamw(scaled(learning_rate), weight_decay=weight_decay),
+        },
+        param_labels,
+    )
+
+
 def param_labels(params: PyTree) -> PyTree:
     """`"ssm"` for the parameters of systems that want a small step, `"other"` else.
 
-    For `optax.multi_transform({"ssm": optax.adam(1e-3), "other": ...}, param_labels)`:
-    eigenvalues, input weights and steps are trained with a smaller learning rate and
-    without weight decay.
+    For `optax.multi_transform`, as in `adamw`: eigenvalues, input weights and steps are
+    trained with a smaller learning rate and without weight decay.
 
     Args:
         params: A model, or what `eqx.filter` leaves of it.
