@@ -18,6 +18,7 @@ from jaxlr.lab.setup import Setup
 
 
 SEGMENT_SECONDS = 1.0  # of a long run: how often its progress shows
+PAUSES = (0.1, 1.0)  # seconds before a chunk for which memory was short is tried again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +127,23 @@ def run_lanes(
             return _segments(
                 setup, program, (seed, indices, values), checkpoint, advance
             )
-        out = _fetch(program.call(seed, indices, values))
+        out = patiently(lambda: _fetch(program.call(seed, indices, values)))
     advance(1.0)
     arrays = dict(zip(lane.metrics, out, strict=True))
     counts = results.diverged_at(lane.metrics, arrays, lane.every)
     return arrays | {"diverged_at": counts}
+
+
+def patiently(call: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+    """Call again where memory was short: the last chunk's may be returned late."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except jax.errors.JaxRuntimeError as e:
+            if "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            time.sleep(pause)
+    return call()
 
 
 def _fetch(arrays: Sequence[jax.Array | np.ndarray]) -> list[np.ndarray]:

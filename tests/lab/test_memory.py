@@ -8,7 +8,7 @@ import jax.random as jr
 import pytest
 
 from jaxlr.core import Experiment
-from jaxlr.lab import memory, plan, planning, sweep
+from jaxlr.lab import chunks, memory, plan, planning, sweep
 from jaxlr.lab.setup import Setup
 from tests.lab import _toys as toys
 
@@ -67,6 +67,30 @@ def test_a_sweep_ten_times_too_large_stays_inside_the_limit(kind):
         pytest.skip("needs Linux")
     out = toys.finish(toys.start(INSIDE.format(kind=kind)))
     assert out == "inside\n"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "num_failures", "num_calls"),
+    [("RESOURCE_EXHAUSTED: 8", 2, 3), ("RESOURCE_EXHAUSTED: 8", 9, 3), ("OTHER", 9, 1)],
+)
+def test_memory_that_is_short_for_a_moment_is_waited_for(
+    monkeypatch, sentence, num_failures, num_calls
+):
+    calls = []
+
+    def call():
+        calls.append(0)
+        if len(calls) <= num_failures:
+            raise jax.errors.JaxRuntimeError(sentence)
+        return ["done"]
+
+    monkeypatch.setattr(chunks, "PAUSES", (0.0, 0.0))
+    if num_failures < num_calls:
+        assert chunks.patiently(call) == ["done"]
+    else:
+        with pytest.raises(jax.errors.JaxRuntimeError, match=sentence):
+            chunks.patiently(call)
+    assert len(calls) == num_calls
 
 
 @pytest.fixture
