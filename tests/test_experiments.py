@@ -28,9 +28,27 @@ HEAVY = {
     "ssm.robustness",
 }
 NAMES = sorted(find.names())
+
+
+def marks(name):
+    """With `--dist loadgroup` the tests of an experiment share its smoke results."""
+    group = pytest.mark.xdist_group(name)
+    return [group, pytest.mark.slow] if name in HEAVY else [group]
+
+
 pytestmark = pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in NAMES],
+    [
+        # With `--dist loadgroup` the tests of an experiment share its smoke results.
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.xdist_group(name),
+                *[pytest.mark.slow] * (name in HEAVY),
+            ],
+        )
+        for name in NAMES
+    ],
 )
 
 
