@@ -121,7 +121,6 @@ def test_every_claim_can_be_false(name, smoke_results):
     assert [c.statement for c in claims if c.holds] == []
 
 
-@pytest.mark.slow
 def test_claims_notice_a_wrong_result(name, smoke_results):
     """Each claim fails on the changes that `tests/<family>/wrong.py` lists for it."""
     family, question = name.split(".")

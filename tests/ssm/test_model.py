@@ -129,8 +129,9 @@ def test_twice_as_many_samples_of_a_slow_signal_are_the_same_with_half_the_step(
     times = np.arange(400) * 0.01
     layer = ssm.S4D(jr.key(0), 1, 16)
     signal = np.sin(times)[:, None]
-    fine = layer(jnp.repeat(signal, 2, axis=0), dt_scale=0.5)
-    np.testing.assert_allclose(fine[1::2], layer(signal), atol=1e-9)
+    run = eqx.filter_jit(layer)
+    fine = run(jnp.repeat(signal, 2, axis=0), dt_scale=0.5)
+    np.testing.assert_allclose(fine[1::2], run(signal), atol=1e-9)
 
 
 def test_irregular_steps_of_s5(x64):
@@ -140,7 +141,8 @@ def test_irregular_steps_of_s5(x64):
     scale = jnp.asarray([1.0, 2, 1, 3, 1, 2])
     held = jnp.repeat(u, scale.astype(int), axis=0, total_repeat_length=10)
     ends = jnp.cumsum(scale.astype(int)) - 1
-    np.testing.assert_allclose(layer(u, dt_scale=scale), layer(held)[ends], atol=1e-11)
+    run = eqx.filter_jit(layer)
+    np.testing.assert_allclose(run(u, dt_scale=scale), run(held)[ends], atol=1e-11)
 
 
 def stack(layer="s4d", **options):
@@ -229,9 +231,10 @@ def test_resets_of_a_network_make_sequences_of_their_own(x64):
     model = stack()
     x = jr.normal(jr.key(1), (10, 2))
     resets = jnp.arange(10) == 6
-    got, last = model.scan(x, resets=resets)
-    first, _ = model.scan(x[:6])
-    second, wanted = model.scan(x[6:])
+    scan = eqx.filter_jit(model.scan)
+    got, last = scan(x, resets=resets)
+    first, _ = scan(x[:6])
+    second, wanted = scan(x[6:])
     np.testing.assert_allclose(got, jnp.concatenate([first, second]), atol=1e-10)
     np.testing.assert_allclose(last.total, wanted.total, atol=1e-10)
     assert last.num_steps == 4

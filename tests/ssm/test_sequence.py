@@ -1,5 +1,7 @@
 """Discretization, kernel, convolution, scan and step against loops in NumPy."""
 
+import functools as ft
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -126,13 +128,9 @@ def test_scan_is_the_loop_at_any_chunk(x64, method, with_resets, with_lengths):
         rng, 2, 3, 23, 4, with_resets=with_resets, with_lengths=with_lengths
     )
     want_y, want_state = loop(lam, b, c, dt, u, method, state, resets, lengths)
-    for chunk in (1, 4, 23, 64, None):
-        y, last = ssm.scan(
-            *(lam, b, c, dt, u, state),
-            resets=resets,
-            lengths=lengths,
-            chunk=chunk,
-            method=method,
+    for chunk in (1, 4, 23, 64, None) if method == "zoh" else (4, None):
+        y, last = jax.jit(ft.partial(ssm.scan, chunk=chunk, method=method))(
+            *(lam, b, c, dt, u, state), resets=resets, lengths=lengths
         )
         np.testing.assert_allclose(y, want_y, atol=1e-10)
         np.testing.assert_allclose(last, want_state, atol=1e-10)
@@ -199,7 +197,7 @@ def test_derivatives_of_a_reset_scan(x64):
         y, last = ssm.scan(lam, b, c, dt, u, state, resets=resets, chunk=4)
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.abs(last) ** 2)
 
-    check_grads(total, (u, dt), 1, ["rev"], rtol=1e-5, eps=1e-6)
+    check_grads(jax.jit(total), (u, dt), 1, ["rev"], rtol=1e-5, eps=1e-6)
 
 
 def test_float32_stays_and_is_near(x64):
@@ -207,8 +205,9 @@ def test_float32_stays_and_is_near(x64):
     u = np.random.default_rng(0).standard_normal((3, 300))
     narrow = [np.asarray(x, np.complex64) for x in (lam, b, c)]
     single = [np.float32(x) for x in (dt, u)]
-    want = ssm.scan(*(x.astype(complex) for x in narrow), *map(np.float64, single))[0]
-    y, last = ssm.scan(*narrow, *single)
+    scan = jax.jit(ssm.scan)
+    want = scan(*(x.astype(complex) for x in narrow), *map(np.float64, single))[0]
+    y, last = scan(*narrow, *single)
     assert y.dtype == jnp.float32
     assert last.dtype == jnp.complex64
     scale = np.abs(want).max()
