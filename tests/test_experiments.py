@@ -38,21 +38,11 @@ def marks(name):
 
 pytestmark = pytest.mark.parametrize(
     "name",
-    [
-        # With `--dist loadgroup` the tests of an experiment share its smoke results.
-        pytest.param(
-            name,
-            marks=[
-                pytest.mark.xdist_group(name),
-                *[pytest.mark.slow] * (name in HEAVY),
-            ],
-        )
-        for name in NAMES
-    ],
+    [pytest.param(name, marks=marks(name)) for name in NAMES],
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def smoke_results():
     """Smoke results by name, each computed once."""
     return {}

@@ -78,8 +78,8 @@ def log_discretize(
 
 
 def check_system(
-    lam: Inexact[Array, "*s"],
-    dt: Float[Array, "*s"],
+    lam: Inexact[Array, "..."],
+    dt: Float[Array, "..."],
     method: str,
     *,
     allow_unstable: bool,

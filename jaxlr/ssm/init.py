@@ -94,7 +94,7 @@ def dplr_legs(n: int) -> DPLR:
 
 def s4d(
     n: int, kind: Kind = "legs", *, seed: int = 0
-) -> tuple[Complex[np.ndarray, " n/2"], Complex[np.ndarray, " n/2"]]:
+) -> tuple[Complex[np.ndarray, " k"], Complex[np.ndarray, " k"]]:
     """A diagonal start of S4D.
 
     Args:

@@ -23,7 +23,7 @@ WRONG = {
         "error of Legendre": ("legendre_error", NAN, (SECOND, plus(2e-12))),
     },
     "digits": {
-        "legs": ("accuracy", NAN, ({"start": "legs"}, times(0.96))),
+        "legs": ("accuracy", NAN, ({"start": "legs"}, times(0.9))),
         "real": (
             "accuracy",
             NAN,
