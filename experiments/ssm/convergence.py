@@ -111,7 +111,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         square = theory.kernel_inner(one, half_one, one, half_one)
         return np.sqrt((own - 2 * cross + square) / square)
 
-    c = jr.normal(key, (hparams.num_outputs, n), jnp.float64)
+    c = jr.normal(key, (hparams.num_outputs, n))
     left = jnp.matmul(c, jnp.asarray(states * (1 + theory.rho(n, 1j * omega))))
     right = jnp.matmul(c, jnp.asarray(exact))
     counts = theory.eigenfrequency_count(n, omega) - 0.5

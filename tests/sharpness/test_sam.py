@@ -93,7 +93,7 @@ def test_the_perturbation_is_a_constant_but_for_rho():
             grads = sam_value_and_grad(models.squares, rho)(params, x, y)[1]
             return sum(map(jnp.sum, jax.tree.leaves(grads)))
 
-        params = jax.tree.map(jnp.asarray, params)
+        params, x, y = jax.tree.map(jnp.asarray, (params, x, y))
         by_params, by_rho = jax.grad(summed, (0, 1))(params, 0.3)
         want = (summed(params, 0.3 + 1e-6) - summed(params, 0.3 - 1e-6)) / 2e-6
         np.testing.assert_allclose(by_rho, want, rtol=1e-8)
