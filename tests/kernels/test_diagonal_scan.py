@@ -287,7 +287,7 @@ def test_misuse_is_named():
         fn((a[0][:, :4], a[1][:, :4]), u)
     with pytest.raises(ValueError, match=r"Shapes must be .*`h0` \(2, 2\)"):
         fn(a, u, (h0[0][:, :2], h0[1][:, :2]))
-    with pytest.raises(ValueError, match=r"`resets` must have shape .* 5\), got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"`resets` must have .* 5\), got \(2, 4\)"):
         fn(a, u, resets=np.zeros((2, 4), bool))
     with pytest.raises(ValueError, match=r"Shapes must be .*`lengths` \(3,\)"):
         fn(a, u, lengths=np.zeros(3, int))
