@@ -24,16 +24,17 @@ HEAVY = {
     "sensing.photograph",
     "sharpness.digits",
     "ssm.digits",
-    "ssm.msam",
-    "ssm.robustness",
 }
+HEAVIEST = {"ssm.msam", "ssm.robustness"}  # a minute and more
 NAMES = sorted(find.names())
 
 
 def marks(name):
     """With `--dist loadgroup` the tests of an experiment share its smoke results."""
-    group = pytest.mark.xdist_group(name)
-    return [group, pytest.mark.slow] if name in HEAVY else [group]
+    marks = [pytest.mark.xdist_group(name)]
+    if name in HEAVY | HEAVIEST:
+        marks.append(pytest.mark.full if name in HEAVIEST else pytest.mark.slow)
+    return marks
 
 
 pytestmark = pytest.mark.parametrize(
