@@ -18,8 +18,8 @@ Falsified if at n = 16, 64, 256 a figure leaves that of the table (gap .638603, 
 of them; if PTD's largest gap over all eigenfrequencies exceeds .5 / (n+1), or its
 kernel is more than a fifth as far away as S4D's; if the identity fails by 1e-11 of the
 largest value for random outputs, the equation of the eigenfrequencies by 1e-11, or the
-kernels of the states are not Legendre polynomials to 1e-12 of the largest (n <= 64; at
-256 the matrix exponential itself is off by as much).
+kernels of the first 64 states are not Legendre polynomials to 1e-12 of the largest (of
+256, the matrix exponential itself was off by 1.2e-12).
 
 References:
     Yu, Nigmetov, Morozov, Mahoney, Erichson. "Robustifying State-space Models for Long
@@ -74,11 +74,13 @@ class Metrics(eqx.Module):
     frequency_error: Float[Array, ""]
     """Relative, of the equation that eigenfrequencies solve [1]."""
     legendre_error: Float[Array, ""]
-    """Of the states' kernels against Legendre polynomials, over the largest [1]."""
+    """Of the kernels of the first 64 states against Legendre polynomials [1]."""
 
 
 def _legendre_error(n):
     times = np.linspace(0.05, 4, 8)
+    # A is triangular: its first states know nothing of the others.
+    n = min(n, 64)
     a, b = ssm.hippo_legs(n)
     flows = jax.vmap(jax.scipy.linalg.expm)(jnp.asarray(times[:, None, None] * a))
     got = jnp.matmul(flows, b, precision="highest").T
@@ -181,11 +183,7 @@ def claims(results) -> list[Claim]:
             results["frequency_error"],
             high=1e-11,
         ),
-        Claim(
-            "error of Legendre kernels, n <= 64",
-            lab.select(results, n=n.values[n.values <= 64])["legendre_error"],
-            high=1e-12,
-        ),
+        Claim("error of Legendre kernels", results["legendre_error"], high=1e-12),
     ]
 
 
