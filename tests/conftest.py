@@ -1,8 +1,11 @@
-"""Quick tests compile quickly: most of their time goes into LLVM's optimizations."""
+"""Quick tests compile quickly, and what a file compiled does not outlive it."""
 
 import os
 
+import pytest
 
+
+# Most of the time of quick tests goes into LLVM's optimizations.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
@@ -10,3 +13,12 @@ def pytest_configure(config):
     """Where slow tests are left out; those run for longer than they compile."""
     if "not slow" in config.option.markexpr:
         os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_end_with_their_file():
+    """Every program takes memory maps, of which Linux gives a process 65 530."""
+    yield
+    import jax
+
+    jax.clear_caches()

@@ -499,13 +499,12 @@ def test_compile_says_what_does_not_fit_or_compile(mine, capsys):
 
 
 def start(*words):
-    """A fresh process; the modules that it imported, and its seconds on a core."""
+    """The modules that a fresh process imports."""
     code = f"import sys\nsys.argv = ['jaxlr', *{words!r}]\n" + (
         "from jaxlr.lab.cli import main\n"
         "try:\n    status = main()\nexcept SystemExit as e:\n    status = e.code\n"
         "assert not status, status\nprint(*sys.modules, file=sys.stderr)"
     )
-    begun = sum(os.times()[2:4])  # of children: waiting for a busy machine is no part
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -513,18 +512,13 @@ def start(*words):
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    return set(done.stderr.split()), sum(os.times()[2:4]) - begun
+    return set(done.stderr.split())
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["run", "--help"]])
-def test_help_and_list_are_instant(words):
-    modules, seconds = start(*words)
+def test_help_and_list_import_nothing_heavy(words):
     heavy = {"jax", "jaxlib", "numpy", "xarray", "matplotlib", "equinox"}
-    assert not modules & heavy
-    for _ in range(4):  # a neighbour slows a core down
-        if seconds > 0.4:
-            seconds = start(*words)[1]
-    assert seconds <= 0.4
+    assert not start(*words) & heavy
 
 
 def test_python_m_jaxlr():
