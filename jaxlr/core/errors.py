@@ -1,6 +1,7 @@
-"""Sentences for misuse: the name, the valid ones, the nearest."""
+"""Sentences for misuse: the name, the valid ones, the nearest; what is missing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import difflib
 
 
@@ -10,3 +11,18 @@ def unknown(kind: str, name: object, valid: Iterable[object]) -> str:
     nearest = difflib.get_close_matches(str(name), names, 1)
     hint = f" did you mean {nearest[0]!r}?" if nearest else ""
     return f"Unknown {kind} {name!r};{hint} valid: {', '.join(names) or 'none'}."
+
+
+@contextlib.contextmanager
+def needs_data_extra(name: str) -> Iterator[None]:
+    """Around imports of libraries that bring data, which `name` needs.
+
+    Raises:
+        ImportError: If one is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f'`{name}` needs {error.name}: run `pip install "jaxlr[data]"`.'
+        ) from error

@@ -313,13 +313,9 @@ def photograph(name: str, size: int = 256) -> Float[Array, "{size} {size}"]:
     """
     if name not in PHOTOGRAPHS:
         raise ValueError(errors.unknown("photograph", name, PHOTOGRAPHS))
-    try:
+    with errors.needs_data_extra("photograph"):
         from PIL import Image
         from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise ImportError(
-            f'`photograph` needs {error.name}: run `pip install "jaxlr[data]"`.'
-        ) from error
 
     color = load_sample_image(f"{name}.jpg").astype(np.float64) / 255
     luma = color @ np.array([0.299, 0.587, 0.114])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxlr.core import Hyper
+from jaxlr.core import errors, Hyper
 
 
 class Classification(NamedTuple):
@@ -57,12 +57,8 @@ def digits(
     is_known = not isinstance(label_noise, Tracer)
     if is_known and not 0 <= label_noise <= 1:
         raise ValueError(f"`label_noise` must be in 0..1, got {label_noise}.")
-    try:
+    with errors.needs_data_extra("digits"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            '`digits` needs scikit-learn: run `pip install "jaxlr[data]"`.'
-        ) from error
 
     data: Any = load_digits()
     x, labels = jnp.asarray(data.data / 16.0, float), jnp.asarray(data.target)

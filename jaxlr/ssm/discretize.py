@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 from jax import lax
 from jax.core import Tracer
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float, Inexact
+from jaxtyping import Array, ArrayLike, Complex, Float, Inexact
 import numpy as np
 
 from jaxlr.core import errors
@@ -17,9 +17,9 @@ _METHODS = ("zoh", "bilinear")
 
 
 def discretize(
-    lam: Inexact[Array, "*#s"],
-    b: Inexact[Array, "*#s"],
-    dt: Float[Array, "*#s"],
+    lam: Inexact[ArrayLike, "*#s"],
+    b: Inexact[ArrayLike, "*#s"],
+    dt: Float[ArrayLike, "*#s"],
     method: Discretization = "zoh",
     *,
     allow_unstable: bool = False,
@@ -53,9 +53,9 @@ def discretize(
 
 
 def log_discretize(
-    lam: Inexact[Array, "*#s"],
-    b: Inexact[Array, "*#s"],
-    dt: Float[Array, "*#s"],
+    lam: Inexact[ArrayLike, "*#s"],
+    b: Inexact[ArrayLike, "*#s"],
+    dt: Float[ArrayLike, "*#s"],
     method: Discretization,
 ) -> tuple[Complex[Array, "*s"], Complex[Array, "*s"]]:
     """`(log abar, bbar)` of `discretize`, for powers of abar as exponentials."""
@@ -78,8 +78,8 @@ def log_discretize(
 
 
 def check_system(
-    lam: Inexact[Array, "..."],
-    dt: Float[Array, "..."],
+    lam: Inexact[ArrayLike, "..."],
+    dt: Float[ArrayLike, "..."],
     method: str,
     *,
     allow_unstable: bool,

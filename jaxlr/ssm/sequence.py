@@ -8,7 +8,8 @@ import jax
 from jax import lax
 from jax.core import Tracer
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Complex, Float, Inexact, Int
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Inexact, Int
+import numpy as np
 
 from jaxlr import kernels
 from jaxlr.kernels.diagonal_scan import check_resets_and_lengths
@@ -18,10 +19,10 @@ from jaxlr.ssm.init import DPLR
 
 
 def kernel(
-    lam: Inexact[Array, "*#channels N"],
-    b: Inexact[Array, "*#channels N"],
-    c: Inexact[Array, "*#channels N"],
-    dt: Float[Array, "*#channels"],
+    lam: Inexact[ArrayLike, "*#channels N"],
+    b: Inexact[ArrayLike, "*#channels N"],
+    c: Inexact[ArrayLike, "*#channels N"],
+    dt: Float[ArrayLike, "*#channels"],
     length: int,
     *,
     method: Discretization = "zoh",
@@ -65,7 +66,7 @@ def kernel(
 
 
 def fft_conv(
-    u: Float[Array, "*#channels L"], k: Float[Array, "*#channels lags"]
+    u: Float[ArrayLike, "*#channels L"], k: Float[ArrayLike, "*#channels lags"]
 ) -> Float[Array, "*channels L"]:
     """y_l = sum_{j<=l} k_j u_{l-j} by FFT: O(L log L) flops, 6 L numbers a channel.
 
@@ -73,6 +74,7 @@ def fft_conv(
         u: Input.
         k: Impulse response, of any number of lags; those beyond L do not matter.
     """
+    u, k = jnp.asarray(u), jnp.asarray(k)
     length = u.shape[-1]
     k = k[..., :length]
     size = 1 << (length + k.shape[-1] - 2).bit_length()
@@ -83,11 +85,11 @@ def fft_conv(
 
 
 def step(
-    abar: Inexact[Array, "*#channels N"],
-    bbar: Inexact[Array, "*#channels N"],
-    c: Inexact[Array, "*#channels N"],
-    state: Complex[Array, "*#channels N"],
-    u: Float[Array, "*#channels"],
+    abar: Inexact[ArrayLike, "*#channels N"],
+    bbar: Inexact[ArrayLike, "*#channels N"],
+    c: Inexact[ArrayLike, "*#channels N"],
+    state: Complex[ArrayLike, "*#channels N"],
+    u: Float[ArrayLike, "*#channels"],
 ) -> tuple[Float[Array, "*channels"], Complex[Array, "*channels N"]]:
     """One step of the recurrence: 14 N flops a channel.
 
@@ -101,22 +103,24 @@ def step(
     Returns:
         `(y_l, x_l)`, x_l = abar x_{l-1} + bbar u_l and y_l = 2 Re sum_n c_n x_l,n.
     """
-    state = abar * state + bbar * jnp.asarray(u)[..., None]
+    abar, bbar, c, state, u = map(jnp.asarray, (abar, bbar, c, state, u))
+    state = abar * state + bbar * u[..., None]
     return 2 * jnp.sum((c * state).real, axis=-1), state
 
 
 def scan(
-    lam: Inexact[Array, "*#channels N"],
-    b: Inexact[Array, "*#channels N"],
-    c: Inexact[Array, "*#channels N"],
-    dt: Float[Array, "*#channels"],
-    u: Float[Array, "*#channels L"],
-    state: Complex[Array, "*#channels N"] | None = None,
+    lam: Inexact[ArrayLike, "*#channels N"],
+    b: Inexact[ArrayLike, "*#channels N"],
+    c: Inexact[ArrayLike, "*#channels N"],
+    dt: Float[ArrayLike, "*#channels"],
+    u: Float[ArrayLike, "*#channels L"],
+    state: Complex[ArrayLike, "*#channels N"] | None = None,
     *,
-    resets: Bool[Array, "*#channels L"] | None = None,
-    lengths: Int[Array, "*#channels"] | None = None,
+    resets: Bool[ArrayLike, "*#channels L"] | None = None,
+    lengths: Int[ArrayLike, "*#channels"] | None = None,
     chunk: int | None = None,
     method: Discretization = "zoh",
+    implementation: kernels.Implementation | None = None,
     allow_unstable: bool = False,
 ) -> tuple[Float[Array, "*channels L"], Complex[Array, "*channels N"]]:
     """The recurrence by chunks of T steps, from a state and to a state.
@@ -139,6 +143,7 @@ def scan(
         lengths: Steps that count, 0..L; y is 0 beyond, and the state stays. None: L.
         chunk: T, which changes speed, and results by rounding. None: 64. Static.
         method: As `discretize`. Static.
+        implementation: As `kernels.diagonal_scan`, from chunk to chunk. Static.
         allow_unstable: As `discretize`. Static.
 
     Returns:
@@ -210,13 +215,15 @@ def scan(
         added.shape,
         factor.shape,
         (*c.shape[:-1], 1, 1),
-        () if state is None else (*state.shape[:-1], 1, 1),
+        () if state is None else (*jnp.shape(state)[:-1], 1, 1),
     )
     factor, added = (jnp.broadcast_to(x, shape) for x in (factor, added))
     carry_shape = (*shape[:-2], shape[-1])
     state = jnp.zeros((), added.dtype) if state is None else jnp.asarray(state)
     state = jnp.broadcast_to(state, carry_shape).astype(added.dtype)
-    after, last = kernels.diagonal_scan(_pair(factor), _pair(added), _pair(state))
+    after, last = kernels.diagonal_scan(
+        _pair(factor), _pair(added), _pair(state), implementation=implementation
+    )
     before = jnp.concatenate(
         [state[..., None, :], lax.complex(*after)[..., :-1, :]], -2
     )
@@ -252,8 +259,8 @@ def _masked_product(blocks, toeplitz, segment):
 
 def dplr_kernel(
     system: DPLR,
-    c: Inexact[Array, " n"],
-    dt: Float[Array, ""],
+    c: Inexact[ArrayLike, " n"],
+    dt: Float[ArrayLike, ""],
     length: int,
 ) -> Float[Array, " L"]:
     """The impulse response of V (diag(lam) - p p*) V* itself: S4's, by its own way.
@@ -278,7 +285,7 @@ def dplr_kernel(
     """
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"`length` must be an integer >= 1, got {length!r}.")
-    if not isinstance(dt, Tracer) and not dt > 0:
+    if not isinstance(dt, Tracer) and not np.all(np.asarray(dt) > 0):
         raise ValueError(f"`dt` must be positive, got {dt}.")
     dt = jnp.asarray(dt, jnp.result_type(dt, float))
     dtype = jnp.result_type(dt, jnp.complex64)

@@ -59,6 +59,28 @@ def test_call_scan_and_step_agree(x64, name):
     assert np.abs(y).max() > 0.1
 
 
+@pytest.mark.parametrize("layer", [ssm.S4D, ssm.S4DPTD, ssm.S5, ssm.S5PTD])
+def test_layers_use_the_kernels(layer):
+    """The same values and derivatives by Pallas, over a batch, call and scan."""
+    u = jr.normal(jr.key(1), (2, 9, 3))
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss(made):
+        y = jax.vmap(made)(u)
+        z, last = jax.vmap(made.scan)(u)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(z)), (y, z, last)
+
+    plain, kernel = (
+        loss(layer(jr.key(0), 3, 8, implementation=implementation))
+        for implementation in (None, "pallas_interpret")
+    )
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(kernel), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    with pytest.raises(ValueError, match="Unknown implementation 'x'"):
+        layer(jr.key(0), 3, 8, implementation="x")(u[0])
+
+
 @EACH_LAYER
 def test_state_length_and_resets(x64, name):
     layer = LAYERS[name](jr.key(0))

@@ -8,7 +8,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from jaxlr.core import Hyper
+from jaxlr.core import errors, Hyper
 from jaxlr.linalg import matmul
 
 
@@ -51,12 +51,8 @@ def sequential_digits(*, seed: int = 0) -> Digits:
     Raises:
         ImportError: Without scikit-learn.
     """
-    try:
+    with errors.needs_data_extra("sequential_digits"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            '`sequential_digits` needs scikit-learn: run `pip install "jaxlr[data]"`.'
-        ) from error
 
     data: Any = load_digits()
     x = (data.data / 16).astype(np.float32)[:, :, None]

@@ -8,13 +8,14 @@ import jax
 from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Shaped
+import numpy as np
 import optax
 
 from jaxlr import kernels
 from jaxlr.core import errors, Hyper
 from jaxlr.kernels.diagonal_scan import check_resets_and_lengths
-from jaxlr.ssm.model.layer import Layer
+from jaxlr.ssm.model._layer import Layer
 
 
 Pooling: TypeAlias = Literal["mean", "last", "none"]
@@ -167,7 +168,7 @@ class Stack(eqx.Module):
     def __call__(
         self,
         x: Shaped[Array, "L ..."],
-        length: Int[Array, ""] | None = None,
+        length: Int[ArrayLike, ""] | None = None,
         *,
         dt_scale: Hyper = 1.0,
         key: Key[Array, ""] | None = None,
@@ -189,7 +190,7 @@ class Stack(eqx.Module):
         """
         num_steps = x.shape[0]
         if length is not None and not isinstance(length, Tracer):
-            if not 1 <= length <= num_steps:
+            if not 1 <= np.asarray(length) <= num_steps:
                 raise ValueError(f"`length` must be in 1..{num_steps}, got {length}.")
         is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
         h = jax.vmap(self.encoder)(_masked(x, is_valid))
@@ -241,8 +242,8 @@ class Stack(eqx.Module):
         x: Shaped[Array, "L ..."],
         state: StackState | None = None,
         *,
-        resets: Bool[Array, " L"] | None = None,
-        length: Int[Array, ""] | None = None,
+        resets: Bool[ArrayLike, " L"] | None = None,
+        length: Int[ArrayLike, ""] | None = None,
         dt_scale: Hyper = 1.0,
     ) -> tuple[Float[Array, "L num_outputs"], StackState]:
         """Outputs at every step, from a state to a state: what `step` gives one by one.

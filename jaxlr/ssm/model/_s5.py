@@ -1,0 +1,202 @@
+"""Layers of one system for all features: S5, and its start from PTD."""
+
+import math
+
+from jax import lax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int, Key
+import numpy as np
+
+from jaxlr import kernels
+from jaxlr.core import Hyper
+from jaxlr.linalg import matmul
+from jaxlr.ssm.discretize import Discretization, discretize
+from jaxlr.ssm.init import dplr_legs, hippo_legs
+from jaxlr.ssm.model._layer import check_dt_scale, check_features, Layer, log_uniform
+from jaxlr.ssm.ptd import Method, ptd
+
+
+class S5(Layer):
+    """One system of many inputs and outputs, with a step of its own for every state.
+
+    A call is a recurrence by chunks: O(L H N) flops, O(L (H + N)) memory.
+
+    Args:
+        key: Source of b, c, d and dt.
+        num_features: H.
+        num_states: States in all; N is half of it.
+        num_blocks: Equal blocks, each with the eigenvalues of HiPPO-LegS's normal part.
+        dt_min: The smallest step; steps are log-uniform.
+        dt_max: The largest.
+        method: As `discretize`.
+        implementation: As `kernels.diagonal_scan`.
+
+    Raises:
+        ValueError: Unless num_blocks divides num_states into even parts,
+            0 < dt_min <= dt_max, and num_features >= 1.
+
+    References:
+        Smith, Warrington, Linderman. "Simplified State Space Layers for Sequence
+        Modeling". 2022. arXiv:2208.04933.
+    """
+
+    def __init__(
+        self,
+        key: Key[Array, ""],
+        num_features: int,
+        num_states: int = 64,
+        *,
+        num_blocks: int = 1,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        method: Discretization = "zoh",
+        implementation: kernels.Implementation | None = None,
+    ):
+        n = _block_size(num_states, num_blocks)
+        legs = dplr_legs(n)
+        v = legs.v[:, n // 2 :]
+        self._set_blocks(
+            key,
+            num_features,
+            num_blocks,
+            (legs.lam[n // 2 :], v, v.conj().T),
+            (dt_min, dt_max),
+            method,
+            implementation,
+        )
+
+    def _set_blocks(
+        self, key, num_features, num_blocks, modes, dts, method, implementation
+    ):
+        check_features(num_features)
+        lam, v, v_inv = modes
+        n, k = v.shape
+        b_key, c_key, d_key, dt_key = jr.split(key, 4)
+        b = jr.normal(b_key, (num_blocks, n, num_features)) / math.sqrt(num_features)
+        c = jr.normal(c_key, (num_features, num_blocks, n)) / math.sqrt(num_blocks * n)
+        b = matmul(jnp.asarray(v_inv), b).reshape(-1, num_features)
+        c = matmul(c, jnp.asarray(v)).reshape(num_features, -1)
+        d = jr.normal(d_key, (num_features,))
+        log_dt = log_uniform(dt_key, num_blocks * k, *dts)
+        self._set(np.tile(lam, num_blocks), b, c, d, log_dt, method, implementation)
+
+    def __call__(
+        self,
+        u: Float[Array, "L H"],
+        *,
+        dt_scale: Hyper | Float[Array, " L"] = 1.0,
+    ) -> Float[Array, "L H"]:
+        """The whole sequence from a state of zero."""
+        return self.scan(u, dt_scale=dt_scale)[0]
+
+    def scan(
+        self,
+        u: Float[Array, "L H"],
+        state: Complex[Array, " N"] | None = None,
+        *,
+        resets: Bool[ArrayLike, " L"] | None = None,
+        length: Int[ArrayLike, ""] | None = None,
+        dt_scale: Hyper | Float[Array, " L"] = 1.0,
+    ) -> tuple[Float[Array, "L H"], Complex[Array, " N"]]:
+        """From a state to a state: see `Layer.scan`.
+
+        With dt_scale of shape (L,) every step has its own length: irregular samples.
+
+        Raises:
+            ValueError: As `Layer.scan`.
+        """
+        u = self._masked(u, length)
+        check_dt_scale(dt_scale)
+        lam, b, c, dt = self.system()
+        if jnp.ndim(dt_scale):
+            dt_scale = jnp.reshape(dt_scale, (u.shape[0], 1))
+        abar, gain = discretize(lam, jnp.ones(()), dt_scale * dt, self.method)
+        into = matmul(u, b.real.T), matmul(u, b.imag.T)
+        driven = lax.complex(*into) * gain
+        state = self.init_state() if state is None else state
+        x, last = kernels.diagonal_scan(
+            (abar.real, abar.imag),
+            (driven.real, driven.imag),
+            (state.real, state.imag),
+            resets=resets,
+            lengths=length,
+            implementation=self.implementation,
+        )
+        y = 2 * (matmul(x[0], c.real.T) - matmul(x[1], c.imag.T))
+        return y + self.d * u, lax.complex(*last)
+
+    def step(self, u, state, *, dt_scale=1.0):
+        """One step: `(y_l, x_l)` from u_l and x_{l-1}; 8 H N flops."""
+        lam, b, c, dt = self.system(dt_scale)
+        abar, gain = discretize(lam, jnp.ones(()), dt, self.method)
+        state = abar * state + gain * lax.complex(matmul(b.real, u), matmul(b.imag, u))
+        y = 2 * (matmul(c.real, state.real) - matmul(c.imag, state.imag))
+        return y + self.d * u, state
+
+
+class S5PTD(S5):
+    """S5 that starts from HiPPO-LegS perturbed, then diagonalized, in blocks.
+
+    Args:
+        key: Source of b, c, d and dt.
+        num_features: H.
+        num_states: States in all; N is half of it for `"rank1"`, all of it else.
+        num_blocks: Equal blocks.
+        ptd_method: The `method` of `ptd`.
+        t: As `ptd`.
+        eps: As `ptd`; smaller here, where n is larger.
+        gamma: As `ptd`.
+        seed: As `ptd`.
+        dt_min: The smallest step; steps are log-uniform.
+        dt_max: The largest.
+        method: As `discretize`.
+        implementation: As `kernels.diagonal_scan`.
+
+    Raises:
+        ValueError: As `ptd` and `S5`.
+
+    References:
+        Yu, Nigmetov, Morozov, Mahoney, Erichson. "Robustifying State-space Models for
+        Long Sequences via Approximate Diagonalization". 2023. arXiv:2310.01698.
+    """
+
+    def __init__(
+        self,
+        key: Key[Array, ""],
+        num_features: int,
+        num_states: int = 64,
+        *,
+        num_blocks: int = 1,
+        ptd_method: Method = "rank1",
+        t: float = 0.5,
+        eps: float = 1e-4,
+        gamma: float = 1.0,
+        seed: int = 0,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        method: Discretization = "zoh",
+        implementation: kernels.Implementation | None = None,
+    ):
+        n = _block_size(num_states, num_blocks)
+        lam, _, info = ptd(
+            *hippo_legs(n), method=ptd_method, t=t, eps=eps, gamma=gamma, seed=seed
+        )
+        self._set_blocks(
+            key,
+            num_features,
+            num_blocks,
+            (lam, info.v, info.v_inv),
+            (dt_min, dt_max),
+            method,
+            implementation,
+        )
+
+
+def _block_size(num_states, num_blocks):
+    if num_blocks < 1 or num_states < 2 or num_states % (2 * num_blocks):
+        raise ValueError(
+            "`num_blocks` must divide `num_states` into even parts, got "
+            f"{num_blocks!r} and {num_states!r}."
+        )
+    return num_states // num_blocks
