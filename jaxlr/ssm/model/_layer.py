@@ -12,7 +12,7 @@ from jax import lax
 from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int, Key
 import numpy as np
 
 from jaxlr import kernels
@@ -139,12 +139,20 @@ def check_dt_scale(dt_scale: Hyper | Float[Array, " L"]) -> None:
         raise ValueError(f"`dt_scale` must be positive, got {dt_scale}.")
 
 
-def complex_normal(key, shape):
+def complex_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Normal draws of mean 0 and E|z|^2 = 1."""
     parts = jr.normal(key, (*shape, 2)) * 0.5**0.5
     return lax.complex(parts[..., 0], parts[..., 1])
 
 
-def log_uniform(key, num, dt_min, dt_max):
+def log_uniform(
+    key: Key[Array, ""], num: int, dt_min: float, dt_max: float
+) -> Float[Array, " num"]:
+    """Logarithms of steps, uniform from that of dt_min to that of dt_max.
+
+    Raises:
+        ValueError: Unless 0 < dt_min <= dt_max.
+    """
     if not 0 < dt_min <= dt_max:
         raise ValueError(
             f"`dt_min` and `dt_max` must be 0 < dt_min <= dt_max, got {dt_min!r} and "
@@ -154,7 +162,12 @@ def log_uniform(key, num, dt_min, dt_max):
     return low + (high - low) * jr.uniform(key, (num,))
 
 
-def check_features(num_features):
+def check_features(num_features: int) -> None:
+    """Refuse numbers of features that are no size.
+
+    Raises:
+        ValueError: Unless it is an integer of at least 1.
+    """
     if not isinstance(num_features, int) or num_features < 1:
         raise ValueError(
             f"`num_features` must be an integer >= 1, got {num_features!r}."
