@@ -8,7 +8,7 @@ import jax
 from jax import lax
 from jax.core import Tracer
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Inexact, Int
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Inexact, Int, Real
 import numpy as np
 
 from jaxlr import kernels
@@ -66,7 +66,7 @@ def kernel(
 
 
 def fft_conv(
-    u: Float[ArrayLike, "*#channels L"], k: Float[ArrayLike, "*#channels lags"]
+    u: Real[ArrayLike, "*#channels L"], k: Float[ArrayLike, "*#channels lags"]
 ) -> Float[Array, "*channels L"]:
     """y_l = sum_{j<=l} k_j u_{l-j} by FFT: O(L log L) flops, 6 L numbers a channel.
 
@@ -89,7 +89,7 @@ def step(
     bbar: Inexact[ArrayLike, "*#channels N"],
     c: Inexact[ArrayLike, "*#channels N"],
     state: Complex[ArrayLike, "*#channels N"],
-    u: Float[ArrayLike, "*#channels"],
+    u: Real[ArrayLike, "*#channels"],
 ) -> tuple[Float[Array, "*channels"], Complex[Array, "*channels N"]]:
     """One step of the recurrence: 14 N flops a channel.
 
@@ -113,7 +113,7 @@ def scan(
     b: Inexact[ArrayLike, "*#channels N"],
     c: Inexact[ArrayLike, "*#channels N"],
     dt: Float[ArrayLike, "*#channels"],
-    u: Float[ArrayLike, "*#channels L"],
+    u: Real[ArrayLike, "*#channels L"],
     state: Complex[ArrayLike, "*#channels N"] | None = None,
     *,
     resets: Bool[ArrayLike, "*#channels L"] | None = None,
@@ -155,9 +155,9 @@ def scan(
             tracing, not in 0..L.
     """
     check_system(lam, dt, method, allow_unstable=allow_unstable)
-    u, dt = jnp.asarray(u), jnp.asarray(dt)
+    dt, c = jnp.asarray(dt), jnp.asarray(c)
     exponent, bbar = log_discretize(lam, b, dt[..., None], method)
-    c = jnp.asarray(c)
+    u = jnp.asarray(u, jnp.result_type(u, bbar.real))
     length = u.shape[-1]
     if length < 1:
         raise ValueError(f"`u` must have at least one step, got shape {u.shape}.")

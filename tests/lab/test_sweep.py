@@ -353,8 +353,8 @@ def test_no_axes_is_one_cell():
         ([Axis("eta", [0.1]), Axis("eta", [0.2])], "Two axes.*'eta'"),
         ({("eta", "num"): [(0.1, 1)], "eta": [0.2]}, "Two axes.*'eta'"),
         ({("eta", "num"): [(0.1,)]}, "2 entries"),
-        ({("eta", "shift"): (Uniform(0, 1, 2), Uniform(0, 1, 3))}, "`num`"),
-        ({("eta", "shift"): (Uniform(0, 1, 2),)}, "1 samplers"),
+        ({("eta", "shift"): (Uniform(0.0, 1.0, 2), Uniform(0.0, 1.0, 3))}, "`num`"),
+        ({("eta", "shift"): (Uniform(0.0, 1.0, 2),)}, "1 samplers"),
     ],
 )
 def test_bad_axes_are_named(axes, message):

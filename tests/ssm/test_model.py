@@ -77,8 +77,6 @@ def test_layers_use_the_kernels(layer):
     )
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(kernel), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
-    with pytest.raises(ValueError, match="Unknown implementation 'x'"):
-        layer(jr.key(0), 3, 8, implementation="x")(u[0])
 
 
 @EACH_LAYER
@@ -127,7 +125,7 @@ def test_s5_is_the_dense_system_it_starts_from(x64, name):
     blocks = 1 if name == "s5_ptd_optimized" else 2
     n, dt = 8 // blocks, 0.05
     options = {"dt_min": dt, "dt_max": dt, "num_blocks": blocks}
-    key, u = jr.key(0), np.asarray(jr.normal(jr.key(1), (12, 3)))
+    key, u = jr.key(0), jr.normal(jr.key(1), (12, 3))
     a, vector = ssm.hippo_legs(n)
     if name == "s5":
         layer, a = ssm.S5(key, 3, 8, **options), a + np.outer(vector, vector) / 2
@@ -141,7 +139,7 @@ def test_s5_is_the_dense_system_it_starts_from(x64, name):
     abar = expm(dt * a)
     bbar = np.linalg.solve(a, (abar - np.eye(n)) @ b)
     x, want = np.zeros((blocks, n)), []
-    for row in u:
+    for row in np.asarray(u):
         x = x @ abar.T + bbar @ row
         want.append(np.einsum("hkn,kn->h", c, x) + layer.d * row)
     np.testing.assert_allclose(layer(u), want, atol=1e-9)

@@ -262,8 +262,8 @@ def test_s4d_kernel_is_near_and_rank_one_ptd_is_nearer(x64):
 
 
 def test_unstable_systems_when_asked_for(x64):
-    lam = np.array([0.1 + 1j])
-    got = ssm.kernel(lam, 1.0 + 0j, 1.0 + 0j, 0.1, 20, allow_unstable=True)
+    lam, one = np.array([0.1 + 1j]), np.ones(1)
+    got = ssm.kernel(lam, one, one, 0.1, 20, allow_unstable=True)
     want = 2 * (np.expm1(0.1 * lam) / lam * np.exp(0.1 * lam * np.arange(20))).real
     np.testing.assert_allclose(got, want, rtol=1e-10)
 
@@ -282,10 +282,10 @@ def test_a_bilinear_step_that_forgets_all_has_finite_derivatives(x64):
     options = {"method": "bilinear"}
 
     def convolved(dt, u):
-        return ssm.fft_conv(u, ssm.kernel(lam, 1.0, c, dt, 9, **options))
+        return ssm.fft_conv(u, ssm.kernel(lam, jnp.ones(2), c, dt, 9, **options))
 
     def scanned(dt, u):
-        return ssm.scan(lam, 1.0, c, dt, u, chunk=4, **options)[0]
+        return ssm.scan(lam, jnp.ones(2), c, dt, u, chunk=4, **options)[0]
 
     for form in (convolved, scanned):
         np.testing.assert_allclose(form(0.1, u), wanted, atol=1e-12)

@@ -44,7 +44,9 @@ class Layer(eqx.Module):
     method: Discretization = eqx.field(static=True)
     implementation: kernels.Implementation | None = eqx.field(static=True)
 
-    def system(self, dt_scale: Hyper = 1.0) -> tuple[Array, Array, Array, Array]:
+    def system(
+        self, dt_scale: Hyper | Float[Array, " L"] = 1.0
+    ) -> tuple[Array, Array, Array, Array]:
         """`(lam, b, c, dt)`, complex but for dt; dt_scale multiplies the step.
 
         Raises:
@@ -86,7 +88,7 @@ class Layer(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, u: Float[Array, "L H"], *, dt_scale: Hyper = 1.0
+        self, u: Float[Array, "L H"], *, dt_scale: Hyper | Float[Array, " L"] = 1.0
     ) -> Float[Array, "L H"]:
         """The whole sequence from a state of zero."""
 
@@ -98,7 +100,7 @@ class Layer(eqx.Module):
         *,
         resets: Bool[ArrayLike, " L"] | None = None,
         length: Int[ArrayLike, ""] | None = None,
-        dt_scale: Hyper = 1.0,
+        dt_scale: Hyper | Float[Array, " L"] = 1.0,
     ) -> tuple[Float[Array, "L H"], Complex[Array, "..."]]:
         """From a state to a state.
 
@@ -108,7 +110,8 @@ class Layer(eqx.Module):
             resets: Where true, what came before that step is forgotten, unless it is
                 infinite or NaN.
             length: Steps that count; the state stays beyond. None: all.
-            dt_scale: Multiplies the step: 1/2 for data sampled twice as often.
+            dt_scale: Multiplies the step: 1/2 for data sampled twice as often. S5's
+                layers take a factor for every step too.
 
         Returns:
             `(y, last_state)`; y beyond the length means nothing.

@@ -68,7 +68,7 @@ class S4D(Layer):
         self._set(lam, b, c, d, log_dt, method, implementation)
 
     def __call__(
-        self, u: Float[Array, "L H"], *, dt_scale: Hyper = 1.0
+        self, u: Float[Array, "L H"], *, dt_scale: Hyper | Float[Array, " L"] = 1.0
     ) -> Float[Array, "L H"]:
         """The whole sequence from a state of zero, as a convolution."""
         u = self._masked(u)

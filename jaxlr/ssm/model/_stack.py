@@ -170,7 +170,7 @@ class Stack(eqx.Module):
         x: Shaped[Array, "L ..."],
         length: Int[ArrayLike, ""] | None = None,
         *,
-        dt_scale: Hyper = 1.0,
+        dt_scale: Hyper | Float[Array, " L"] = 1.0,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "..."]:
         """Outputs for a whole sequence.
@@ -244,7 +244,7 @@ class Stack(eqx.Module):
         *,
         resets: Bool[ArrayLike, " L"] | None = None,
         length: Int[ArrayLike, ""] | None = None,
-        dt_scale: Hyper = 1.0,
+        dt_scale: Hyper | Float[Array, " L"] = 1.0,
     ) -> tuple[Float[Array, "L num_outputs"], StackState]:
         """Outputs at every step, from a state to a state: what `step` gives one by one.
 
