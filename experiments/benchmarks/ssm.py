@@ -7,9 +7,12 @@ scan against `jax.lax.associative_scan`, compilation too; a step of training of 
 network of four S4D layers on sequences of 1024 against the same network on either. Each
 pair is run in turn (A B A B ...) and the median of the pairwise ratios kept;
 compilation is timed once; memory is what compiled programs need beyond arguments and
-results. Writes `results/ssm-<platform>.json`.
+results; bandwidth is the bytes of arguments and results per second, as a share of what
+a copy reaches. On a TPU kernels are timed against XLA too. Writes
+`results/ssm-<platform>.json`.
 """
 
+import functools as ft
 import time
 from typing import Any
 
@@ -47,6 +50,20 @@ def with_verdict(report, sentence, holds):
     return report | {"target": sentence, "holds": bool(holds)}
 
 
+def against_a_copy(function, *args):
+    """Share of a copy's bytes per second, of 256 MiB; a kernel's time over XLA's."""
+    call, _, _ = compiled(function, *args)
+    block = jnp.ones(2**26, jnp.float32)
+    copy, _, _ = compiled(lambda x: x + 1, block)
+    num_bytes = sum(x.nbytes for x in jax.tree.leaves((args, call())))
+    report = paired(copy, call, 9)
+    report["share"] = report.pop("ratio") * num_bytes / (2 * block.nbytes)
+    if jax.default_backend() == "tpu":
+        kernel, _, _ = compiled(ft.partial(function, implementation="pallas"), *args)
+        report["pallas_over_xla"] = paired(kernel, call, 9)
+    return report
+
+
 def materialized(lam, b, c, dt, length):
     """The kernel as its definition says: all powers at once."""
     exponent, bbar = log_discretize(lam, b, dt[:, None], "zoh")
@@ -77,7 +94,13 @@ def of_kernel():
     slope, _, slope_temporaries = compiled(gradient(ssm.kernel), *args)
     speed = paired(theirs, ours, 5)
     cost = paired(slope, ours, 9)
+
+    def by_arrays(parts, c, dt, implementation=None):
+        lam = lax.complex(*parts)
+        return ssm.kernel(lam, b, c, dt, LENGTH, implementation=implementation)
+
     return {
+        "bandwidth": against_a_copy(by_arrays, *args),
         "materialized_over_two_level": with_verdict(
             speed, "ratio >= 15", speed["ratio"] >= 15
         ),
@@ -120,7 +143,11 @@ def of_scan():
     def gradient(fn):
         return jax.grad(lambda a, u: jnp.sum(jnp.abs(fn(a, u)) ** 2), argnums=(0, 1))
 
-    found = {}
+    found: dict[str, Any] = {
+        "bandwidth": against_a_copy(
+            kernels.diagonal_scan, (a.real, a.imag), (u.real, u.imag)
+        )
+    }
     for name, change in (("value", lambda fn: fn), ("gradient", gradient)):
         ours, our_compilation, ours_mib = compiled(change(by_chunks), a, u)
         theirs, compilation, theirs_mib = compiled(change(by_associative_scan), a, u)

@@ -1,11 +1,13 @@
 """The sweep: plan, run chunk by chunk, keep what is finished, label the results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import contextlib
 import functools as ft
 import json
 from pathlib import Path
+import signal
+import threading
 from typing import Any, TYPE_CHECKING
 
 import jax
@@ -96,6 +98,34 @@ def sweep(
     return run.dataset()
 
 
+@contextlib.contextmanager
+def _interrupts_are_heard():
+    """A function that raises a Ctrl-C again, in case Python has dropped it.
+
+    It does where one falls into a callback of the garbage collector, as jax has.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(handler):
+        yield lambda: None
+        return
+    heard = []
+
+    def remember(*args):
+        heard.append(args)
+        handler(*args)
+
+    def check():
+        if heard:
+            handler(*heard[0])
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 class _Run:
     """One sweep under way. Owns the manifest; the only writer of the directory."""
 
@@ -170,12 +200,20 @@ class _Run:
         """Run what is not done yet."""
         every = [c for g in range(len(self.setup.groups)) for c in self._chunks(g)]
         done = [c for c in every if self._is_done(c)]
-        with Progress(self._lanes(every), self._lanes(done)) as progress:
+        with (
+            Progress(self._lanes(every), self._lanes(done)) as progress,
+            _interrupts_are_heard() as check,
+        ):
+
+            def advance(lanes):
+                progress.advance(lanes)
+                check()
+
             if len(done) < len(every):
                 if self.executor is None:
-                    self._here(progress)
+                    self._here(progress, advance)
                 else:
-                    self._elsewhere(self.executor, progress)
+                    self._elsewhere(self.executor, advance)
             timings = {
                 "compile_seconds": round(progress.compile_seconds, 3),
                 "run_seconds": round(progress.run_seconds, 3),
@@ -184,7 +222,7 @@ class _Run:
             self.manifest |= {"is_complete": True, "timings": timings}
             self._write_manifest()
 
-    def _here(self, progress: Progress) -> None:
+    def _here(self, progress: Progress, advance: Callable[[float], None]) -> None:
         for group in range(len(self.setup.groups)):
             if all(map(self._is_done, self._chunks(group))):
                 continue
@@ -196,7 +234,7 @@ class _Run:
                         program,
                         chunk,
                         checkpoint=self._checkpoint(chunk),
-                        advance=progress.advance,
+                        advance=advance,
                     )
                     self._finish(chunk, arrays)
 
@@ -229,7 +267,7 @@ class _Run:
             self._write_manifest()
 
     def _elsewhere(
-        self, executor: concurrent.futures.Executor, progress: Progress
+        self, executor: concurrent.futures.Executor, advance: Callable[[float], None]
     ) -> None:
         payload = tasks.pack(self.setup)
         waiting = {
@@ -250,7 +288,7 @@ class _Run:
                         other.cancel()
                     continue
                 self._finish(chunk, future.result())
-                progress.advance(self._lanes([chunk]))
+                advance(self._lanes([chunk]))
         finally:
             for future in waiting:
                 future.cancel()

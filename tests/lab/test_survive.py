@@ -112,6 +112,27 @@ def _has_progressed(kind: str, directory: Path, process: subprocess.Popen) -> bo
     return False
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", [toys.closed, toys.long])
+def test_ctrl_c_that_python_drops_is_heard(tmp_path, monkeypatch, kind):
+    """Within a finalizer, as within a callback of the garbage collector."""
+
+    class Dropping:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    fetch = chunks._fetch
+
+    def fetch_and_drop(leaves):
+        Dropping()
+        return fetch(leaves)
+
+    monkeypatch.setattr(chunks, "_fetch", fetch_and_drop)
+    with pytest.raises(KeyboardInterrupt, match=r"0 of 2 chunks are kept"):
+        sweep(kind(), directory=tmp_path, chunk=3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("at", [0, 1, 4])
 def test_ctrl_c_while_a_chunk_is_written_keeps_it(tmp_path, monkeypatch, at):
     """Not only the file: `zipfile` turns an interrupt within it into other errors."""
