@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxlr import (
+        attention as attention,
         core as core,
         kernels as kernels,
         lab as lab,
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
-__all__ = ["core", "kernels", "lab", "linalg", "sensing", "sharpness", "ssm"]
+__all__ = [
+    "attention",
+    "core",
+    "kernels",
+    "lab",
+    "linalg",
+    "sensing",
+    "sharpness",
+    "ssm",
+]
 
 
 def __getattr__(name: str):

@@ -188,5 +188,5 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Decays alone ("real") remember too little; any start with frequencies learns.
+# Decays alone ("real") fall behind the three starts with frequencies.
 # `jaxlr run ssm.digits` trains longer, from ten starts.

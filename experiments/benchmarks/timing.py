@@ -17,11 +17,21 @@ def seconds(function):
     return time.perf_counter() - begun
 
 
-def paired(ours, theirs, repeats):
-    """Median seconds of both, and the median of the ratios of neighbors."""
+def paired(ours, theirs, repeats, *, is_settled=False):
+    """Median seconds of both, and the median of the ratios of neighbors.
+
+    With `is_settled` an untimed call goes before every timed one, so that neither pays
+    for memory that the other gave back to the system.
+    """
+
+    def timed(function):
+        if is_settled:
+            function()
+        return seconds(function)
+
     ours()
     theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    pairs = [(timed(ours), timed(theirs)) for _ in range(repeats)]
     ratios = [a / b for a, b in pairs]
     return {
         "seconds": statistics.median(a for a, _ in pairs),

@@ -18,4 +18,8 @@ from jaxlr.kernels.rows import (
     Rows as Rows,
     StoredRows as StoredRows,
 )
+from jaxlr.kernels.tensor_attention import (
+    tensor_attention as tensor_attention,
+    TensorBlocks as TensorBlocks,
+)
 from jaxlr.kernels.vandermonde import vandermonde as vandermonde

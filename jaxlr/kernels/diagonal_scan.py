@@ -279,48 +279,53 @@ def _run(plan, a, u, h0):
         a = a[0][:, None], a[1][:, None]
     else:
         a = a[0].reshape(split), a[1].reshape(split)
-    steps = jnp.arange(plan.chunk)
-    scan = ft.partial(lax.scan, reverse=plan.reverse)
+    num_chunks = u[0].shape[1]
 
-    def at(pair, t):
-        return tuple(lax.dynamic_index_in_dim(part, t, 2, False) for part in pair)
+    def loop(num, body, carry):
+        def ordered(t, carry):
+            return body(num - 1 - t if plan.reverse else t, carry)
+
+        return lax.fori_loop(0, num, ordered, carry)
+
+    def at(pair, t, axis=2):
+        return tuple(lax.dynamic_index_in_dim(x, t, axis, False) for x in pair)
+
+    def put(pair, values, t, axis):
+        return tuple(
+            lax.dynamic_update_index_in_dim(x, y, t, axis)
+            for x, y in zip(pair, values, strict=True)
+        )
 
     def decay(t):
         return (a[0][:, :, 0], a[1][:, :, 0]) if is_constant else at(a, t)
 
-    def add(carry, t):
-        h, product = carry
-        here = decay(t)
-        return (_advance(here, at(u, t), h), complex_product(here, product)), None
-
-    def enter(h, parts):
-        factor, added = parts
-        return _advance(factor, added, h), h
-
     start = h0[0][:, None], h0[1][:, None]
-    if u[0].shape[1] > 1:
+    if num_chunks > 1:
+
+        def add(t, carry):
+            h, product = carry
+            here = decay(t)
+            return _advance(here, at(u, t), h), complex_product(here, product)
+
         zero = jnp.zeros_like(u[0][:, :, 0])
         one = jnp.ones_like(a[0][:, :, 0])
         carry = (zero, zero), (one, jnp.zeros_like(one))
-        (adds, product), _ = scan(add, carry, steps)
-        parts = jax.tree.map(
-            lambda x: jnp.moveaxis(jnp.broadcast_to(x, zero.shape), 1, 0),
-            (product, adds),
-        )
-        _, start = scan(enter, h0, parts)
-        start = jnp.moveaxis(start[0], 0, 1), jnp.moveaxis(start[1], 0, 1)
+        adds, product = loop(plan.chunk, add, carry)
 
-    def write(carry, t):
+        def enter(t, carry):
+            h, starts = carry
+            factor = at(product, 0 if is_constant else t, 1)
+            return _advance(factor, at(adds, t, 1), h), put(starts, h, t, 1)
+
+        _, start = loop(num_chunks, enter, (h0, (zero, zero)))
+
+    def write(t, carry):
         h, states = carry
         h = _advance(decay(t), at(u, t), h)
-        states = tuple(
-            lax.dynamic_update_index_in_dim(x, y, t, 2)
-            for x, y in zip(states, h, strict=True)
-        )
-        return (h, states), None
+        return h, put(states, h, t, 2)
 
     states = jnp.zeros_like(u[0]), jnp.zeros_like(u[1])
-    (_, states), _ = scan(write, (start, states), steps)
+    _, states = loop(plan.chunk, write, (start, states))
     return states[0].reshape(shape), states[1].reshape(shape)
 
 

@@ -1,0 +1,143 @@
+"""Polynomial attention a position at a time, from sums of a fixed size.
+
+Letters: B sequences, N heads, K heads of keys, d features, r monomials.
+"""
+
+from collections.abc import Sequence
+import functools as ft
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlr.attention._polynomial import features, table
+
+
+class PolynomialState(eqx.Module):
+    """What positions so far leave behind: 8 B N r (d + 1) bytes for two modes.
+
+    Attributes:
+        sums: Of each mode, features times values and a one, (B, N, r, d + 1).
+        degree: Of the polynomial. Static.
+        ordered: Whether positions must not fall from mode to mode. Static.
+    """
+
+    sums: tuple[Float[Array, "B N r _"], ...]
+    degree: int = eqx.field(static=True)
+    ordered: bool = eqx.field(static=True)
+
+
+def init_state(
+    num_modes: int,
+    batch_size: int,
+    num_heads: int,
+    head_dim: int,
+    *,
+    degree: int = 4,
+    ordered: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+) -> PolynomialState:
+    """Before any position.
+
+    Args:
+        num_modes: Key and value sets.
+        batch_size: B.
+        num_heads: N.
+        head_dim: d.
+        degree: Of the polynomial; even ones keep shares positive.
+        ordered: As `tensor_attention`.
+        dtype: Of the sums.
+
+    Raises:
+        ValueError: Unless all numbers are at least 1, and the degree at least 0.
+    """
+    for name, value, least in (
+        ("num_modes", num_modes, 1),
+        ("batch_size", batch_size, 1),
+        ("num_heads", num_heads, 1),
+        ("head_dim", head_dim, 1),
+        ("degree", degree, 0),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+    _, weights = table(head_dim, degree)
+    shape = batch_size, num_heads, weights.size, head_dim + 1
+    return PolynomialState((jnp.zeros(shape, dtype),) * num_modes, degree, ordered)
+
+
+def update(
+    state: PolynomialState,
+    keys: Sequence[Float[Array, "B _ d"]],
+    values: Sequence[Float[Array, "B _ d"]],
+) -> PolynomialState:
+    """With one position more, of every mode: 2 B N r (d + 1) flops a mode.
+
+    Args:
+        state: Of the positions before.
+        keys: (B, K, d) a mode; K divides N.
+        values: Likewise.
+
+    Raises:
+        ValueError: For another number of modes, or shapes that are not the state's.
+    """
+    batch, num_heads, _, columns = state.sums[0].shape
+    if not len(keys) == len(values) == len(state.sums):
+        raise ValueError(
+            f"`keys` and `values` must have an array for each of the {len(state.sums)} "
+            f"modes, got {len(keys)} and {len(values)}."
+        )
+    sums, within = [], 1.0
+    for mode, (before, key, value) in enumerate(
+        zip(state.sums, keys, values, strict=True)
+    ):
+        fits = key.ndim == 3 and (key.shape[0], key.shape[2]) == (batch, columns - 1)
+        if not fits or key.shape != value.shape or num_heads % max(key.shape[1], 1):
+            raise ValueError(
+                f"`keys[{mode}]` and `values[{mode}]` must have shape ({batch}, K, "
+                f"{columns - 1}) with a K that divides {num_heads}, got {key.shape} "
+                f"and {value.shape}."
+            )
+        key, value = (
+            jnp.repeat(x.astype(before.dtype), num_heads // x.shape[1], axis=1)
+            for x in (key, value)
+        )
+        value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+        row = features(key, state.degree)[..., None] * value[..., None, :]
+        sums.append(before + row * within)
+        within = sums[-1] if state.ordered else 1.0
+    return PolynomialState(tuple(sums), state.degree, state.ordered)
+
+
+def query(
+    state: PolynomialState, query: Float[Array, "B N d"], *, scale: float | None = None
+) -> Float[Array, "B N d"]:
+    """What a query finds in the positions so far; 0 if there are none.
+
+    What `tensor_attention(implementation="polynomial", is_causal=True)` gives it.
+
+    Args:
+        state: Of the positions.
+        query: Q.
+        scale: Multiplies scores. None: d^-1/2.
+
+    Raises:
+        ValueError: For a shape that is not the state's.
+    """
+    sums = state.sums
+    shape = *sums[0].shape[:2], sums[0].shape[-1] - 1
+    if query.shape != shape:
+        raise ValueError(f"`query` must have shape {shape}, got {query.shape}.")
+    factor = shape[-1] ** -0.5 if scale is None else scale
+    _, weights = table(shape[-1], state.degree)
+    phi = features(query.astype(sums[0].dtype) * factor, state.degree)
+    product = sums[-1] if state.ordered else ft.reduce(jnp.multiply, sums)
+    both = jnp.einsum(
+        "bnr,bnrc->bnc",
+        phi * jnp.asarray(weights, phi.dtype),
+        product,
+        precision="highest",
+    )
+    shares = both[..., -1:]
+    is_seen = shares != 0
+    out = jnp.where(is_seen, both[..., :-1] / jnp.where(is_seen, shares, 1), 0)
+    return out.astype(query.dtype)

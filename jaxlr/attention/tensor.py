@@ -1,0 +1,346 @@
+"""Kronecker attention: softmax attention over tuples of keys, one of every mode.
+
+    s_ijk = scale sum_d q_id k_jd k'_kd,    o_i = sum_jk softmax_jk(s_ijk) (v_j * v'_k)
+
+Letters: B sequences, T queries, N heads, K heads of keys, modes of S positions, d
+features of a head.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import jax
+from jax.core import Tracer
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+import numpy as np
+
+from jaxlr import kernels
+from jaxlr.attention import _polynomial
+from jaxlr.attention.theory import certified_error, entry_score_bound, score_bound
+from jaxlr.core import errors, Hyper
+from jaxlr.kernels.tensor_attention import Window
+
+
+Implementation: TypeAlias = Literal["reference", "xla", "polynomial"]
+LocalWindow: TypeAlias = int | Sequence[int | tuple[int, int] | None] | None
+
+_IMPLEMENTATIONS = ("reference", "xla", "polynomial")
+_MOST_DEGREE = 30
+
+
+def tensor_attention(
+    query: Float[Array, "B T N d"],
+    keys: Sequence[Float[Array, "B _ _ d"]],
+    values: Sequence[Float[Array, "B _ _ d"]],
+    *,
+    mask: Bool[Array, "..."] | None = None,
+    scale: Hyper | None = None,
+    is_causal: bool = False,
+    ordered: bool = False,
+    local_window_size: LocalWindow = None,
+    key_lengths: Int[ArrayLike, " B"] | Sequence[Any] | None = None,
+    implementation: Implementation | None = None,
+    degree: int | Literal["auto"] = 4,
+    entry_bound: float | None = None,
+    error_bound: float | None = None,
+    precision: str | None = "highest",
+    return_residual: bool = False,
+) -> Any:
+    """Attention of every query to all tuples of positions, a position of each mode.
+
+    With one mode this is `jax.nn.dot_product_attention`. The order of the modes does
+    not matter, unless `ordered`. In float32 the exact forms are within 2e-6 of float64
+    and their gradients within 5e-6, for scores of standard deviation 1.
+
+    Args:
+        query: Q.
+        keys: An array (B, S, K, d) a mode; S and K may differ from mode to mode, and
+            every K divides N: heads in a row share theirs.
+        values: An array for each of `keys`, of its shape.
+        mask: Where scores count; of axes (B, N, T, S of each mode), each of its length
+            or 1.
+        scale: Multiplies scores. None: d^-1/2.
+        is_causal: Whether query i sees positions 0..i of every mode only.
+        ordered: Whether positions must not fall from mode to mode: j <= k.
+        local_window_size: How far from i a query i sees: w positions to either side in
+            every mode, or a sequence of one entry a mode, each w, `(left, right)`, or
+            None for everything.
+        key_lengths: Positions that count, those below it: (B,), or one such array or
+            None for each mode.
+        implementation: `"xla"`: exact, by tiles, in memory linear in T and S, 4 B N T d
+            prod S flops; windows and causality skip tiles; differentiable once.
+            `"reference"`: exact, all scores at once, differentiable at will.
+            `"polynomial"`: the exponential as its Taylor polynomial, for bounded
+            entries: 6 B N (T + sum S) r (d + 1) flops, r = C(d + degree, degree), for
+            any number of modes. None: `"xla"`; with `error_bound`, `"polynomial"` where
+            that bound is certain and the mask allows it.
+        degree: Of the polynomial; `"auto"` for the least even one that meets
+            `error_bound`. Even ones keep shares positive.
+        entry_bound: Entries of query and keys do not exceed it; known entries are
+            checked.
+        error_bound: What `certified_error` may be at most, in units of the largest
+            product of values; None for anything. While tracing it needs `entry_bound`.
+        precision: Of products.
+        return_residual: Whether to return the log-sum-exp too.
+
+    Returns:
+        Outputs (B, T, N, d), 0 where a query sees nothing; with `return_residual`
+        `(out, lse)`, lse of (B, T, N) the natural logarithm of the sum of exponentials,
+        differentiable, in float32 at least.
+
+    Raises:
+        ValueError: On shapes, bounds and names that are not as above; for a polynomial,
+            if the mask does not stay linear, the error bound is not met, or for known
+            arguments of an odd degree a sum of shares is not positive.
+
+    References:
+        Alman, Song. "How to Capture Higher-order Correlations? Generalizing Matrix
+        Softmax Attention to Kronecker Computation". 2023. arXiv:2310.04064.
+    """
+    keys, values = tuple(keys), tuple(values)
+    _check_shapes(query, keys, values, mask)
+    if implementation is not None and implementation not in _IMPLEMENTATIONS:
+        raise ValueError(
+            errors.unknown("implementation", implementation, _IMPLEMENTATIONS)
+        )
+    windows = _windows(local_window_size, len(keys), is_causal)
+    lengths = _lengths(key_lengths, keys)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    query = query * jnp.asarray(scale, query.dtype)
+
+    if implementation == "polynomial" or (
+        implementation is None and error_bound is not None
+    ):
+        reason = _polynomial.obstacle(mask, windows, ordered)
+        if reason is None:
+            with jax.ensure_compile_time_eval():
+                reason, degree = _choose(
+                    degree, query, keys, scale, entry_bound, error_bound
+                )
+        if reason is not None and implementation is not None:
+            raise ValueError(reason)
+        implementation = "xla" if reason is not None else "polynomial"
+
+    # Heads in front, and every head with keys of its own.
+    num_heads = query.shape[2]
+    heads = [_heads(x, num_heads) for x in (query, *keys, *values)]
+    keys, values = heads[1 : 1 + len(keys)], heads[1 + len(keys) :]
+    lengths = jnp.repeat(lengths, num_heads, axis=0)
+    mask = _flat_mask(mask, query.shape[0], num_heads)
+    arguments = heads[0], keys, values, lengths, windows, ordered, mask, precision
+    if implementation == "polynomial":
+        out, lse = _polynomial.attend(*arguments, degree=degree)
+        _check_positive(lse, degree)
+    elif implementation == "reference":
+        out, lse = _reference(*arguments)
+    else:
+        out, lse = kernels.tensor_attention(
+            heads[0],
+            keys,
+            values,
+            lengths=lengths,
+            windows=windows,
+            is_ordered=ordered,
+            mask=mask,
+            precision=precision,
+        )
+    out = jnp.swapaxes(out.reshape(-1, num_heads, *out.shape[1:]), 1, 2)
+    if not return_residual:
+        return out
+    return out, jnp.swapaxes(lse.reshape(-1, num_heads, lse.shape[1]), 1, 2)
+
+
+def _reference(query, keys, values, lengths, windows, is_ordered, mask, precision):
+    """All scores at once."""
+    letters = "jklmnopqrstuvwxy"[: len(keys)]
+    parts = ",".join(f"z{letter}d" for letter in letters)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    query, *rest = (x.astype(wide) for x in (query, *keys, *values))
+    scores = jnp.einsum(
+        f"zid,{parts}->zi{letters}", query, *rest[: len(keys)], precision=precision
+    )
+    places = jnp.meshgrid(*map(jnp.arange, scores.shape[1:]), indexing="ij")
+    i, *places = (place[None] for place in places)
+    seen = jnp.ones(scores.shape[1:], bool)[None] if mask is None else mask
+    for mode, (place, (left, right)) in enumerate(zip(places, windows, strict=True)):
+        length = lengths[:, mode].reshape(-1, *[1] * (scores.ndim - 1))
+        seen = seen & (place < length)
+        if left is not None:
+            seen = seen & (place >= i - left)
+        if right is not None:
+            seen = seen & (place <= i + right)
+        if is_ordered and mode:
+            seen = seen & (places[mode - 1] <= place)
+    axes = tuple(range(2, scores.ndim))
+    is_seen = jnp.any(seen, axis=axes)
+    # A query that sees nothing: its scores are finite until the end.
+    scores = jnp.where(seen | ~jnp.any(seen, axes, keepdims=True), scores, -jnp.inf)
+    lse = jax.nn.logsumexp(scores, axis=axes, keepdims=True)
+    shares = jnp.exp(scores - lse)
+    out = jnp.einsum(
+        f"zi{letters},{parts}->zid", shares, *rest[len(keys) :], precision=precision
+    )
+    lse = lse.reshape(lse.shape[:2])
+    out = jnp.where(is_seen[..., None], out, 0)
+    return out.astype(query.dtype), jnp.where(is_seen, lse, -jnp.inf)
+
+
+def _check_shapes(query, keys, values, mask):
+    if not keys or len(keys) != len(values):
+        raise ValueError(
+            "`keys` and `values` must be tuples of one array a mode, got "
+            f"{len(keys)} and {len(values)}."
+        )
+    if jnp.ndim(query) != 4 or not jnp.issubdtype(query.dtype, jnp.floating):
+        raise ValueError(
+            "`query` must be a real floating-point array of shape (B, T, N, d), got "
+            f"{query.dtype} of shape {jnp.shape(query)}."
+        )
+    batch, num_queries, num_heads, features = query.shape
+    for mode, (key, value) in enumerate(zip(keys, values, strict=True)):
+        if key.shape != value.shape or key.dtype != query.dtype != value.dtype:
+            raise ValueError(
+                f"`keys[{mode}]` and `values[{mode}]` must have one shape, got "
+                f"{key.shape} and {value.shape}."
+            )
+        fits = key.ndim == 4 and (key.shape[0], key.shape[3]) == (batch, features)
+        if not fits or not key.shape[1] or num_heads % max(key.shape[2], 1):
+            raise ValueError(
+                f"`keys[{mode}]` must have shape ({batch}, S >= 1, K, {features}) with "
+                f"a K that divides {num_heads}, got {key.shape}."
+            )
+        for name, x in (("keys", key), ("values", value)):
+            if x.dtype != query.dtype:
+                raise ValueError(
+                    f"`{name}[{mode}]` must be {query.dtype} as `query`, got {x.dtype}."
+                )
+    if mask is not None:
+        shape = batch, num_heads, num_queries, *(key.shape[1] for key in keys)
+        fits = mask.ndim == len(shape) and all(
+            have in (1, want) for have, want in zip(mask.shape, shape, strict=True)
+        )
+        if mask.dtype != jnp.bool_ or not fits:
+            raise ValueError(
+                f"`mask` must be boolean with axes of {shape} or 1, got {mask.dtype} "
+                f"of shape {mask.shape}."
+            )
+
+
+def _windows(local_window_size, num_modes, is_causal) -> tuple[Window, ...]:
+    """`(left, right)` a mode, causality among them."""
+    given = local_window_size
+    entries = (
+        [given] * num_modes if given is None or isinstance(given, int) else list(given)
+    )
+    windows = []
+    for entry in entries:
+        pair = (entry, entry) if entry is None or isinstance(entry, int) else entry
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        if not is_pair or any(
+            w is not None and (not isinstance(w, int) or w < 0) for w in pair
+        ):
+            break
+        left, right = pair
+        windows.append((left, 0 if is_causal else right))
+    if len(windows) != num_modes:
+        raise ValueError(
+            "`local_window_size` must be an integer >= 0 or one entry for each of the "
+            f"{num_modes} modes, an integer, (left, right) or None, got {given!r}."
+        )
+    return tuple(windows)
+
+
+def _lengths(key_lengths, keys):
+    """(B, modes)."""
+    is_one = not isinstance(key_lengths, tuple | list)
+    entries = [key_lengths] * len(keys) if is_one else key_lengths
+    if len(entries) != len(keys):
+        raise ValueError(
+            f"`key_lengths` must have an entry for each of the {len(keys)} modes, got "
+            f"{len(entries)}."
+        )
+    found = []
+    for entry, key in zip(entries, keys, strict=True):
+        batch, most = key.shape[:2]
+        if entry is None:
+            found.append(jnp.full(batch, most))
+            continue
+        shape = jnp.shape(entry)
+        if shape != (batch,) or not jnp.issubdtype(jnp.result_type(entry), jnp.integer):
+            raise ValueError(
+                f"`key_lengths` must be whole numbers of shape ({batch},), got "
+                f"{jnp.result_type(entry)} of shape {shape}."
+            )
+        if not isinstance(entry, Tracer):
+            known = np.asarray(entry)
+            if not np.all((known >= 0) & (known <= most)):
+                raise ValueError(f"`key_lengths` must be in 0..{most}, got {known}.")
+        found.append(jnp.asarray(entry))
+    return jnp.stack(found, axis=1)
+
+
+def _heads(x, num_heads):
+    """(B N, S, d) from (B, S, K, d)."""
+    x = jnp.swapaxes(x, 1, 2)
+    x = jnp.repeat(x, num_heads // x.shape[1], axis=1)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _flat_mask(mask, batch, num_heads):
+    """B and N as one axis, of length 1 if both are."""
+    if mask is None:
+        return None
+    if mask.shape[:2] != (1, 1):
+        mask = jnp.broadcast_to(mask, (batch, num_heads, *mask.shape[2:]))
+    return mask.reshape(-1, *mask.shape[2:])
+
+
+def _choose(degree, query, keys, scale, entry_bound, error_bound):
+    """`(why the polynomial is not certain, degree)`; query is scaled."""
+    is_auto = degree == "auto"
+    if not is_auto and (not isinstance(degree, int) or degree < 0):
+        raise ValueError(f"`degree` must be an integer >= 0 or 'auto', got {degree!r}.")
+    for name, bound in (("entry_bound", entry_bound), ("error_bound", error_bound)):
+        if bound is not None and not bound > 0:
+            raise ValueError(f"`{name}` must be positive, got {bound!r}.")
+    if is_auto and error_bound is None:
+        raise ValueError("`degree='auto'` needs `error_bound`.")
+    is_known = not any(isinstance(x, Tracer) for x in (query, *keys))
+    if entry_bound is not None and is_known and not isinstance(scale, Tracer):
+        most = max(float(jnp.max(jnp.abs(x))) for x in (query / scale, *keys))
+        if most > entry_bound * (1 + 1e-6):
+            return (
+                f"Entries of `query` and `keys` reach {most:.3g}, beyond `entry_bound` "
+                f"{entry_bound:.3g}."
+            ), degree
+    if error_bound is None:
+        return None, degree
+    if entry_bound is not None and not isinstance(scale, Tracer):
+        most = entry_score_bound(entry_bound, query.shape[-1], len(keys), scale)
+    elif is_known:
+        most = float(score_bound(query, keys))
+    else:
+        raise ValueError(
+            "`error_bound` needs `entry_bound` (and a known `scale`) where arrays are "
+            "not known while tracing."
+        )
+    tried, error = degree, jnp.inf
+    for tried in range(0, _MOST_DEGREE + 1, 2) if is_auto else [degree]:
+        error = float(certified_error(tried, most))
+        if error <= error_bound:
+            return None, tried
+    return (
+        f"`error_bound` {error_bound:.3g} is not certain: scores up to {most:.3g} and "
+        f"degree {tried} allow an error of {error:.3g}; scale entries down, raise "
+        "`degree`, or use an exact implementation."
+    ), degree
+
+
+def _check_positive(lse, degree):
+    if degree % 2 and not isinstance(lse, Tracer) and bool(jnp.any(jnp.isnan(lse))):
+        raise ValueError(
+            f"A polynomial of odd `degree` {degree} gave a sum of shares that is not "
+            "positive; use an even degree."
+        )

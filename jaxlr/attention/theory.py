@@ -1,0 +1,63 @@
+"""How far polynomial attention can be off, and how many features it needs."""
+
+from collections.abc import Sequence
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+
+def num_features(num_variables: int, degree: int) -> int:
+    """C(d + g, g): monomials of degree up to g in d variables."""
+    return math.comb(num_variables + degree, degree)
+
+
+def entry_score_bound(
+    entry_bound: float, num_variables: int, num_modes: int, scale: float
+) -> float:
+    """Largest score of queries and keys whose entries are at most `entry_bound`."""
+    return abs(scale) * num_variables * entry_bound ** (num_modes + 1)
+
+
+def score_bound(
+    query: Float[Array, "... d"], keys: Sequence[Float[Array, "... d"]]
+) -> Float[Array, ""]:
+    """A bound on every score: sum over features of the largest products of entries.
+
+    Args:
+        query: Scaled queries.
+        keys: An array a mode.
+    """
+    largest = 1.0
+    for x in (query, *keys):
+        largest = largest * jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - 1)))
+    return jnp.sum(largest)
+
+
+def certified_error(degree: int, score_bound: ArrayLike) -> Float[Array, "..."]:
+    """How far attention by the Taylor polynomial can be off, whatever the arrays.
+
+    In units of the largest product of values: 2 delta / (1 - delta) with delta the
+    largest of |p(s) / e^s - 1| for |s| <= R, which is at an end of that interval;
+    infinite for delta >= 1. It is loose: errors of random entries are far smaller.
+
+    Args:
+        degree: Of the polynomial p. Static.
+        score_bound: R.
+
+    References:
+        Alman, Song. "How to Capture Higher-order Correlations? Generalizing Matrix
+        Softmax Attention to Kronecker Computation". 2023. arXiv:2310.04064: bounded
+        entries. The bound is Taylor's theorem.
+    """
+    r = jnp.asarray(score_bound, float)
+    # p(s) / e^s - 1 is minus the integral of t^g e^-t / g! from 0 to s. At -R all terms
+    # of its series have one sign.
+    k = jnp.arange(200)
+    logs = (degree + 1 + k) * jnp.log(r)[..., None] - jnp.cumsum(
+        jnp.log(jnp.maximum(k, 1))
+    )
+    terms = jnp.exp(logs - math.lgamma(degree + 1)) / (degree + 1 + k)
+    delta = jnp.where(r > 0, jnp.sum(terms, axis=-1), 0)
+    delta = jnp.where(r > 50, jnp.inf, delta)
+    return jnp.where(delta < 1, 2 * delta / jnp.where(delta < 1, 1 - delta, 1), jnp.inf)
