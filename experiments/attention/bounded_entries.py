@@ -89,23 +89,22 @@ MOST = {2: 3e-5, 4: 3e-7, 6: 3e-9}
 
 def claims(results) -> list[Claim]:
     """Errors fall with the degree below the bound, and do not above it."""
+    small, large = (lab.select(results, bound=bound) for bound in (1.0, 3.0))
 
-    def at(bound, degree):
-        cell = lab.select(results["error"], bound=bound)
-        return cell.isel(degree=DEGREES.index(degree))
+    def at(cell, degree):
+        return cell["error"].isel(degree=DEGREES.index(degree))
 
     middle = [DEGREES.index(degree) for degree in range(2, 7)]
-    beyond = lab.select(results, bound=3.0)["largest"]
     return [
         *(
             Claim(
-                f"B = 1: largest error at degree {degree}", at(1.0, degree), high=most
+                f"B = 1: largest error at degree {degree}", at(small, degree), high=most
             )
             for degree, most in MOST.items()
         ),
         Claim(
             "B = 1: error of degree 0 over those of degrees 2 to 6",
-            at(1.0, 0) / lab.select(results["error"], bound=1.0).isel(degree=middle),
+            at(small, 0) / small["error"].isel(degree=middle),
             low=10,
         ),
         Claim(
@@ -115,7 +114,7 @@ def claims(results) -> list[Claim]:
         ),
         Claim(
             "B = 3: error of degree 8 over the largest output",
-            at(3.0, 8) / beyond,
+            at(large, 8) / large["largest"],
             low=0.5,
         ),
     ]
@@ -127,12 +126,12 @@ def figure(results):
 
     page = Figure(figsize=(11, 4.4), layout="constrained")
     by_degree, by_bound = page.subplots(1, 2)
-    errors = results["error"].assign_coords(degree=("degree", np.asarray(DEGREES)))
+    results = results.assign_coords(degree=("degree", np.asarray(DEGREES)))
     for i, bound in enumerate(results["bound"].values):
-        cell = lab.select(errors, bound=float(bound)).squeeze("bound")
+        cell = lab.select(results, bound=float(bound)).squeeze("bound")["error"]
         style = {"color": f"C{i}", "label": f"B = {bound:g}", "marker": "o"}
         lab.draw_seeds(by_degree, cell, "degree", **style)
-    shares = errors / results["largest"]
+    shares = results["error"] / results["largest"]
     for i, degree in enumerate((0, 2, 4, 6, 8)):
         cell = shares.sel(degree=degree)
         style = {"color": f"C{i}", "label": f"degree {degree}", "marker": "o"}

@@ -6,6 +6,10 @@ from jaxlr.attention.decode import (
     query as query,
     update as update,
 )
+from jaxlr.attention.model import (
+    TensorMultiheadAttention as TensorMultiheadAttention,
+    TransformerBlock as TransformerBlock,
+)
 from jaxlr.attention.tensor import (
     Implementation as Implementation,
     LocalWindow as LocalWindow,

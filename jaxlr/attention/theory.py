@@ -6,6 +6,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxlr.core import Hyper
+
 
 def num_features(num_variables: int, degree: int) -> int:
     """C(d + g, g): monomials of degree up to g in d variables."""
@@ -13,8 +15,8 @@ def num_features(num_variables: int, degree: int) -> int:
 
 
 def entry_score_bound(
-    entry_bound: float, num_variables: int, num_modes: int, scale: float
-) -> float:
+    entry_bound: Hyper, num_variables: int, num_modes: int, scale: Hyper
+) -> Hyper:
     """Largest score of queries and keys whose entries are at most `entry_bound`."""
     return abs(scale) * num_variables * entry_bound ** (num_modes + 1)
 
