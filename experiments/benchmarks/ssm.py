@@ -57,8 +57,13 @@ def against_a_copy(function, *args):
     block = jnp.ones(2**26, jnp.float32)
     copy, _, _ = compiled(lambda x: x + 1, block)
     num_bytes = sum(x.nbytes for x in jax.tree.leaves((args, call())))
-    report = paired(copy, call, 9, is_settled=True)
-    report["share"] = report.pop("ratio") * num_bytes / (2 * block.nbytes)
+    rates = paired(copy, call, 9, is_settled=True)
+    factor = num_bytes / (2 * block.nbytes)
+    report: dict[str, Any] = {
+        name.replace("ratio", "share"): rates[name] * factor
+        for name in ("ratio", "ratio_min", "ratio_max")
+    }
+    report |= {"seconds": rates["other_seconds"], "copy_seconds": rates["seconds"]}
     if jax.default_backend() == "tpu":
         kernel, _, _ = compiled(ft.partial(function, implementation="pallas"), *args)
         report["pallas_over_xla"] = paired(kernel, call, 9, is_settled=True)

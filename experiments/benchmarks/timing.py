@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 from pathlib import Path
 import platform
 import statistics
@@ -49,6 +50,7 @@ def provenance():
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
         "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
         "jax": jax.__version__,
         "python": platform.python_version(),
     }

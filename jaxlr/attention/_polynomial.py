@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-_CHUNK = 2**18  # Entries of features that one step makes.
+_CHUNK = 2**20  # Entries of features that a step makes, for all heads.
 
 
 @ft.cache
@@ -38,8 +38,8 @@ def table(num_variables: int, degree: int):
         ]
         levels.append(
             (
-                np.array([place for place, _ in made]),
-                np.array([powers[-1] for _, powers in made]),
+                np.array([place for place, _ in made], np.int32),
+                np.array([powers[-1] for _, powers in made], np.int32),
             )
         )
         for _, powers in made:
@@ -52,21 +52,18 @@ def table(num_variables: int, degree: int):
 def features(x, degree):
     """All monomials of the last axis, (..., r); one product each."""
     levels, _ = table(x.shape[-1], degree)
+    take = ft.partial(jnp.take, axis=-1, mode="clip")
     level = jnp.ones((*x.shape[:-1], 1), x.dtype)
     found = [level]
     for parents, variables in levels:
-        level = level[..., parents] * x[..., variables]
+        level = take(level, parents) * take(x, variables)
         found.append(level)
     return jnp.concatenate(found, axis=-1)
 
 
 def obstacle(mask, windows, is_ordered):
     """Why masks do not leave sums over each mode apart; None if they do."""
-    if is_ordered and any(left is not None for left, _ in windows):
-        return "`ordered` with `local_window_size` is not linear: use an exact form."
-    if is_ordered and len({right for _, right in windows}) > 1:
-        return "`ordered` with windows that differ is not linear: use an exact form."
-    if is_ordered and windows[0][1] not in (None, 0):
+    if is_ordered and set(windows) not in ({(None, None)}, {(None, 0)}):
         return "`ordered` with `local_window_size` is not linear: use an exact form."
     if mask is not None and (
         mask.shape[2] > 1 or sum(size > 1 for size in mask.shape[3:]) > 1
@@ -83,7 +80,8 @@ def attend(
     query, keys, values, lengths, windows, is_ordered, mask, precision, *, degree
 ):
     """`(out, lse)` of all heads; lse is NaN where a sum of shares is not positive."""
-    one = ft.partial(_one_head, windows, is_ordered, precision, degree)
+    chunk = _CHUNK // query.shape[0]
+    one = ft.partial(_one_head, windows, is_ordered, precision, degree, chunk)
     is_shared = mask is None or mask.shape[0] == 1
     if is_shared and mask is not None:
         mask = mask[0]
@@ -93,7 +91,7 @@ def attend(
 
 
 def _one_head(
-    windows, is_ordered, precision, degree, query, keys, values, lengths, mask
+    windows, is_ordered, precision, degree, chunk, query, keys, values, lengths, mask
 ):
     wide = jnp.promote_types(query.dtype, jnp.float32)
     out_type, num_queries = query.dtype, query.shape[0]
@@ -105,7 +103,7 @@ def _one_head(
         (key, _augmented(value, here))
         for key, value, here in zip(keys, values, counted, strict=True)
     ]
-    sums = _Sums(query.shape[1], degree, precision, wide)
+    sums = _Sums(query.shape[1], degree, precision, chunk, wide)
     if is_ordered:
         is_causal = windows[0][1] == 0
         length = num_queries if is_causal else max(key.shape[0] for key in keys)
@@ -137,13 +135,13 @@ def _one_head(
 class _Sums:
     """Sums over positions of features times values, (r, d + 1), a chunk at a time."""
 
-    def __init__(self, num_variables, degree, precision, dtype):
+    def __init__(self, num_variables, degree, precision, chunk, dtype):
         _, weights = table(num_variables, degree)
         self.degree = degree
         self.weights = jnp.asarray(weights, dtype)
         self.einsum = ft.partial(jnp.einsum, precision=precision)
         self.shape = weights.size, num_variables + 1
-        self.dtype = dtype
+        self.chunk, self.dtype = chunk, dtype
 
     def features(self, x):
         return features(x, self.degree)
@@ -158,7 +156,7 @@ class _Sums:
             key, value = part
             return carry + self.einsum("sr,sc->rc", self.features(key), value), None
 
-        parts = _split(row, _CHUNK // self.shape[0])
+        parts = _split(row, self.chunk // self.shape[0])
         return lax.scan(jax.checkpoint(body), self.zeros(), parts)[0]
 
     def read(self, query, sums):
@@ -168,7 +166,7 @@ class _Sums:
         def body(part):
             return self.einsum("tr,rc->tc", self.features(part), weighted)
 
-        parts = _split(query, _CHUNK // self.shape[0])
+        parts = _split(query, self.chunk // self.shape[0])
         found = lax.map(jax.checkpoint(body), parts)
         return found.reshape(-1, self.shape[1])[: query.shape[0]]
 
@@ -187,14 +185,13 @@ class _Sums:
         for (key, value), (left, right) in zip(rows, windows, strict=True):
             here = jnp.arange(len(key)) < (len(key) if right is None else right)
             begin.append(self.total((key, jnp.where(here[:, None], value, 0))))
-            entering = None if right is None else right
             leaving = None if left is None else -left - 1
             moves.append(
                 tuple(
                     None
                     if offset is None
                     else tuple(_shifted(x, offset, len(query)) for x in (key, value))
-                    for offset in (entering, leaving)
+                    for offset in (right, leaving)
                 )
             )
 
@@ -215,7 +212,7 @@ class _Sums:
                 after.append(sums[-1])
             return tuple(after), self.find(query, product)
 
-        parts = _split((query, moves), _CHUNK // math.prod(self.shape))
+        parts = _split((query, moves), self.chunk // math.prod(self.shape))
         _, found = lax.scan(jax.checkpoint(body), tuple(begin), parts)
         return found.reshape(-1, self.shape[1])[: query.shape[0]]
 
@@ -236,7 +233,7 @@ class _Sums:
             return carry, self.find(query, sums)
 
         begin = (self.zeros(),) * len(rows)
-        parts = _split((query, rows), _CHUNK // math.prod(self.shape))
+        parts = _split((query, rows), self.chunk // math.prod(self.shape))
         _, found = lax.scan(jax.checkpoint(body), begin, parts)
         return found.reshape(-1, self.shape[1])[: query.shape[0]]
 
@@ -247,7 +244,7 @@ class _Sums:
             return self.nested(carry, rows)[0], None
 
         begin = (self.zeros(),) * len(rows)
-        parts = _split(rows, _CHUNK // math.prod(self.shape))
+        parts = _split(rows, self.chunk // math.prod(self.shape))
         return lax.scan(jax.checkpoint(body), begin, parts)[0][-1]
 
 

@@ -91,7 +91,11 @@ def update(
         zip(state.sums, keys, values, strict=True)
     ):
         fits = key.ndim == 3 and (key.shape[0], key.shape[2]) == (batch, columns - 1)
-        if not fits or key.shape != value.shape or num_heads % max(key.shape[1], 1):
+        if (
+            not fits
+            or key.shape != value.shape
+            or not _divides(key.shape[1], num_heads)
+        ):
             raise ValueError(
                 f"`keys[{mode}]` and `values[{mode}]` must have shape ({batch}, K, "
                 f"{columns - 1}) with a K that divides {num_heads}, got {key.shape} "
@@ -108,8 +112,15 @@ def update(
     return PolynomialState(tuple(sums), state.degree, state.ordered)
 
 
+def _divides(number, total):
+    return number > 0 and total % number == 0
+
+
 def query(
-    state: PolynomialState, query: Float[Array, "B N d"], *, scale: float | None = None
+    state: PolynomialState,
+    queries: Float[Array, "B N d"],
+    *,
+    scale: float | None = None,
 ) -> Float[Array, "B N d"]:
     """What a query finds in the positions so far; 0 if there are none.
 
@@ -117,7 +128,7 @@ def query(
 
     Args:
         state: Of the positions.
-        query: Q.
+        queries: Q.
         scale: Multiplies scores. None: d^-1/2.
 
     Raises:
@@ -125,11 +136,11 @@ def query(
     """
     sums = state.sums
     shape = *sums[0].shape[:2], sums[0].shape[-1] - 1
-    if query.shape != shape:
-        raise ValueError(f"`query` must have shape {shape}, got {query.shape}.")
+    if queries.shape != shape:
+        raise ValueError(f"`queries` must have shape {shape}, got {queries.shape}.")
     factor = shape[-1] ** -0.5 if scale is None else scale
     _, weights = table(shape[-1], state.degree)
-    phi = features(query.astype(sums[0].dtype) * factor, state.degree)
+    phi = features(queries.astype(sums[0].dtype) * factor, state.degree)
     product = sums[-1] if state.ordered else ft.reduce(jnp.multiply, sums)
     both = jnp.einsum(
         "bnr,bnrc->bnc",
@@ -140,4 +151,4 @@ def query(
     shares = both[..., -1:]
     is_seen = shares != 0
     out = jnp.where(is_seen, both[..., :-1] / jnp.where(is_seen, shares, 1), 0)
-    return out.astype(query.dtype)
+    return out.astype(queries.dtype)

@@ -17,7 +17,12 @@ import numpy as np
 
 from jaxlr import kernels
 from jaxlr.attention import _polynomial
-from jaxlr.attention.theory import certified_error, entry_score_bound, score_bound
+from jaxlr.attention.theory import (
+    certified_error,
+    entry_score_bound,
+    num_features,
+    score_bound,
+)
 from jaxlr.core import errors, Hyper
 from jaxlr.kernels.tensor_attention import Window
 
@@ -27,6 +32,7 @@ LocalWindow: TypeAlias = int | Sequence[int | tuple[int, int] | None] | None
 
 _IMPLEMENTATIONS = ("reference", "xla", "polynomial")
 _MOST_DEGREE = 30
+_MOST_FEATURES = 2**17
 
 
 def tensor_attention(
@@ -64,23 +70,28 @@ def tensor_attention(
         is_causal: Whether query i sees positions 0..i of every mode only.
         ordered: Whether positions must not fall from mode to mode: j <= k.
         local_window_size: How far from i a query i sees: w positions to either side in
-            every mode, or a sequence of one entry a mode, each w, `(left, right)`, or
-            None for everything.
+            every mode, or a tuple of one entry a mode, each w, `(left, right)`, or None
+            for everything.
         key_lengths: Positions that count, those below it: (B,), or one such array or
-            None for each mode.
+            None for each mode. Beyond, keys and values may be NaN.
         implementation: `"xla"`: exact, by tiles, in memory linear in T and S, 4 B N T d
             prod S flops; windows and causality skip tiles; differentiable once.
             `"reference"`: exact, all scores at once, differentiable at will.
             `"polynomial"`: the exponential as its Taylor polynomial, for bounded
-            entries: 6 B N (T + sum S) r (d + 1) flops, r = C(d + degree, degree), for
-            any number of modes. None: `"xla"`; with `error_bound`, `"polynomial"` where
-            that bound is certain and the mask allows it.
+            entries, with any number of modes: 2 B N (T + sum S) r (d + 1) flops,
+            r = C(d + degree, degree), and B N r (d + 1) numbers and a chunk in memory;
+            causality, windows and order multiply sums of every mode at every query. A
+            window subtracts what leaves it: its rounding is that of the largest values
+            seen before, and an infinite one stays. None: `"xla"`; with `error_bound`,
+            `"polynomial"` where that bound is certain and the mask allows it. All forms
+            repeat keys that heads share.
         degree: Of the polynomial; `"auto"` for the least even one that meets
             `error_bound`. Even ones keep shares positive.
         entry_bound: Entries of query and keys do not exceed it; known entries are
             checked.
         error_bound: What `certified_error` may be at most, in units of the largest
-            product of values; None for anything. While tracing it needs `entry_bound`.
+            product of values and without rounding; None for anything. While tracing it
+            needs `entry_bound`.
         precision: Of products.
         return_residual: Whether to return the log-sum-exp too.
 
@@ -104,11 +115,27 @@ def tensor_attention(
         raise ValueError(
             errors.unknown("implementation", implementation, _IMPLEMENTATIONS)
         )
+    _check_bounds(degree, entry_bound, error_bound, implementation)
     windows = _windows(local_window_size, len(keys), is_causal)
-    lengths = _lengths(key_lengths, keys)
+    lengths = None
+    if key_lengths is not None:
+        lengths = _lengths(key_lengths, keys)
+        # What does not count is not to be NaN either.
+        keys, values = (
+            tuple(
+                jnp.where(
+                    (jnp.arange(x.shape[1]) < lengths[:, mode, None])[..., None, None],
+                    x,
+                    0,
+                )
+                for mode, x in enumerate(part)
+            )
+            for part in (keys, values)
+        )
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    query = query * jnp.asarray(scale, query.dtype)
+    elif jnp.ndim(scale):
+        raise ValueError(f"`scale` must be a number, got shape {jnp.shape(scale)}.")
 
     if implementation == "polynomial" or (
         implementation is None and error_bound is not None
@@ -124,7 +151,11 @@ def tensor_attention(
         implementation = "xla" if reason is not None else "polynomial"
 
     # Heads in front, and every head with keys of its own.
+    query = query * jnp.asarray(scale, query.dtype)
     num_heads = query.shape[2]
+    if lengths is None:
+        sizes = [key.shape[1] for key in keys]
+        lengths = jnp.broadcast_to(jnp.asarray(sizes), (query.shape[0], len(sizes)))
     heads = [_heads(x, num_heads) for x in (query, *keys, *values)]
     keys, values = heads[1 : 1 + len(keys)], heads[1 + len(keys) :]
     lengths = jnp.repeat(lengths, num_heads, axis=0)
@@ -156,7 +187,8 @@ def _reference(query, keys, values, lengths, windows, is_ordered, mask, precisio
     """All scores at once."""
     letters = "jklmnopqrstuvwxy"[: len(keys)]
     parts = ",".join(f"z{letter}d" for letter in letters)
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    out_type = query.dtype
+    wide = jnp.promote_types(out_type, jnp.float32)
     query, *rest = (x.astype(wide) for x in (query, *keys, *values))
     scores = jnp.einsum(
         f"zid,{parts}->zi{letters}", query, *rest[: len(keys)], precision=precision
@@ -184,7 +216,7 @@ def _reference(query, keys, values, lengths, windows, is_ordered, mask, precisio
     )
     lse = lse.reshape(lse.shape[:2])
     out = jnp.where(is_seen[..., None], out, 0)
-    return out.astype(query.dtype), jnp.where(is_seen, lse, -jnp.inf)
+    return out.astype(out_type), jnp.where(is_seen, lse, -jnp.inf)
 
 
 def _check_shapes(query, keys, values, mask):
@@ -199,14 +231,16 @@ def _check_shapes(query, keys, values, mask):
             f"{query.dtype} of shape {jnp.shape(query)}."
         )
     batch, num_queries, num_heads, features = query.shape
+    if not query.size:
+        raise ValueError(f"`query` must not be empty, got shape {query.shape}.")
     for mode, (key, value) in enumerate(zip(keys, values, strict=True)):
-        if key.shape != value.shape or key.dtype != query.dtype != value.dtype:
+        if key.shape != value.shape:
             raise ValueError(
                 f"`keys[{mode}]` and `values[{mode}]` must have one shape, got "
                 f"{key.shape} and {value.shape}."
             )
         fits = key.ndim == 4 and (key.shape[0], key.shape[3]) == (batch, features)
-        if not fits or not key.shape[1] or num_heads % max(key.shape[2], 1):
+        if not fits or not key.size or num_heads % key.shape[2]:
             raise ValueError(
                 f"`keys[{mode}]` must have shape ({batch}, S >= 1, K, {features}) with "
                 f"a K that divides {num_heads}, got {key.shape}."
@@ -231,18 +265,15 @@ def _check_shapes(query, keys, values, mask):
 def _windows(local_window_size, num_modes, is_causal) -> tuple[Window, ...]:
     """`(left, right)` a mode, causality among them."""
     given = local_window_size
-    entries = (
-        [given] * num_modes if given is None or isinstance(given, int) else list(given)
-    )
+    many = isinstance(given, tuple | list)
     windows = []
-    for entry in entries:
-        pair = (entry, entry) if entry is None or isinstance(entry, int) else entry
-        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-        if not is_pair or any(
-            w is not None and (not isinstance(w, int) or w < 0) for w in pair
+    for entry in given if many else [given] * num_modes:
+        pair = entry if isinstance(entry, tuple | list) else (entry, entry)
+        if len(pair) != 2 or not all(
+            w is None or (isinstance(w, int | np.integer) and w >= 0) for w in pair
         ):
             break
-        left, right = pair
+        left, right = (None if w is None else int(w) for w in pair)
         windows.append((left, 0 if is_causal else right))
     if len(windows) != num_modes:
         raise ValueError(
@@ -277,7 +308,7 @@ def _lengths(key_lengths, keys):
             known = np.asarray(entry)
             if not np.all((known >= 0) & (known <= most)):
                 raise ValueError(f"`key_lengths` must be in 0..{most}, got {known}.")
-        found.append(jnp.asarray(entry))
+        found.append(jnp.minimum(jnp.asarray(entry), most))
     return jnp.stack(found, axis=1)
 
 
@@ -297,8 +328,7 @@ def _flat_mask(mask, batch, num_heads):
     return mask.reshape(-1, *mask.shape[2:])
 
 
-def _choose(degree, query, keys, scale, entry_bound, error_bound):
-    """`(why the polynomial is not certain, degree)`; query is scaled."""
+def _check_bounds(degree, entry_bound, error_bound, implementation):
     is_auto = degree == "auto"
     if not is_auto and (not isinstance(degree, int) or degree < 0):
         raise ValueError(f"`degree` must be an integer >= 0 or 'auto', got {degree!r}.")
@@ -307,27 +337,51 @@ def _choose(degree, query, keys, scale, entry_bound, error_bound):
             raise ValueError(f"`{name}` must be positive, got {bound!r}.")
     if is_auto and error_bound is None:
         raise ValueError("`degree='auto'` needs `error_bound`.")
-    is_known = not any(isinstance(x, Tracer) for x in (query, *keys))
-    if entry_bound is not None and is_known and not isinstance(scale, Tracer):
-        most = max(float(jnp.max(jnp.abs(x))) for x in (query / scale, *keys))
-        if most > entry_bound * (1 + 1e-6):
+    if error_bound is not None and implementation not in (None, "polynomial"):
+        raise ValueError(
+            f"`error_bound` is of polynomials, got {error_bound!r} with the exact "
+            f"implementation {implementation!r}."
+        )
+
+
+def _choose(degree, query, keys, scale, entry_bound, error_bound):
+    """`(why the polynomial is not certain, degree)`."""
+    arrays = query, *keys
+    is_known = not any(isinstance(x, Tracer) for x in arrays)
+    if entry_bound is not None and is_known:
+        most = max(float(jnp.max(jnp.abs(x))) for x in arrays)
+        if not most <= entry_bound * (1 + 1e-6):
             return (
                 f"Entries of `query` and `keys` reach {most:.3g}, beyond `entry_bound` "
                 f"{entry_bound:.3g}."
             ), degree
+    features = query.shape[-1]
+    is_scale_known = not isinstance(scale, Tracer)
+    most: Any = None
     if error_bound is None:
-        return None, degree
-    if entry_bound is not None and not isinstance(scale, Tracer):
-        most = entry_score_bound(entry_bound, query.shape[-1], len(keys), scale)
-    elif is_known:
-        most = float(score_bound(query, keys))
+        tries = [degree]
     else:
-        raise ValueError(
-            "`error_bound` needs `entry_bound` (and a known `scale`) where arrays are "
-            "not known while tracing."
-        )
-    tried, error = degree, jnp.inf
-    for tried in range(0, _MOST_DEGREE + 1, 2) if is_auto else [degree]:
+        if entry_bound is not None and is_scale_known:
+            most = entry_score_bound(entry_bound, features, len(keys), scale)
+        elif is_known and is_scale_known:
+            most = float(abs(scale) * score_bound(query, keys))
+        else:
+            raise ValueError(
+                "`error_bound` needs `entry_bound` (and a known `scale`) where arrays "
+                "are not known while tracing."
+            )
+        tries = range(0, _MOST_DEGREE + 1, 2) if degree == "auto" else [degree]
+    tried, error = 0, jnp.inf
+    for tried in tries:
+        number = num_features(features, tried)
+        if number > _MOST_FEATURES:
+            return (
+                f"`degree` {tried} of {features} features a head makes {number} "
+                f"monomials, more than {_MOST_FEATURES}; use fewer features a head, a "
+                "lower `degree`, or an exact implementation."
+            ), degree
+        if error_bound is None:
+            return None, tried
         error = float(certified_error(tried, most))
         if error <= error_bound:
             return None, tried

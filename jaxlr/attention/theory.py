@@ -9,6 +9,9 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxlr.core import Hyper
 
 
+_LARGEST = 50.0  # Of a score, beyond which nothing is sure at any degree in use.
+
+
 def num_features(num_variables: int, degree: int) -> int:
     """C(d + g, g): monomials of degree up to g in d variables."""
     return math.comb(num_variables + degree, degree)
@@ -39,9 +42,10 @@ def score_bound(
 def certified_error(degree: int, score_bound: ArrayLike) -> Float[Array, "..."]:
     """How far attention by the Taylor polynomial can be off, whatever the arrays.
 
-    In units of the largest product of values: 2 delta / (1 - delta) with delta the
-    largest of |p(s) / e^s - 1| for |s| <= R, which is at an end of that interval;
-    infinite for delta >= 1. It is loose: errors of random entries are far smaller.
+    In exact arithmetic; rounding adds its own. In units of the largest product of
+    values: 2 delta / (1 - delta) with delta the largest of |p(s) / e^s - 1| for
+    |s| <= R, which is at an end of that interval; infinite for delta >= 1, and for an R
+    that is no bound. It is loose: errors of random entries are far smaller.
 
     Args:
         degree: Of the polynomial p. Static.
@@ -52,7 +56,8 @@ def certified_error(degree: int, score_bound: ArrayLike) -> Float[Array, "..."]:
         Softmax Attention to Kronecker Computation". 2023. arXiv:2310.04064: bounded
         entries. The bound is Taylor's theorem.
     """
-    r = jnp.asarray(score_bound, float)
+    bound = jnp.asarray(score_bound, float)
+    r = jnp.clip(bound, 1e-30, _LARGEST)
     # p(s) / e^s - 1 is minus the integral of t^g e^-t / g! from 0 to s. At -R all terms
     # of its series have one sign.
     k = jnp.arange(200)
@@ -60,6 +65,7 @@ def certified_error(degree: int, score_bound: ArrayLike) -> Float[Array, "..."]:
         jnp.log(jnp.maximum(k, 1))
     )
     terms = jnp.exp(logs - math.lgamma(degree + 1)) / (degree + 1 + k)
-    delta = jnp.where(r > 0, jnp.sum(terms, axis=-1), 0)
-    delta = jnp.where(r > 50, jnp.inf, delta)
-    return jnp.where(delta < 1, 2 * delta / jnp.where(delta < 1, 1 - delta, 1), jnp.inf)
+    delta = jnp.sum(terms, axis=-1)
+    is_sure = (bound > 0) & (bound <= _LARGEST) & (delta < 1)
+    error = jnp.where(is_sure, 2 * delta / jnp.where(is_sure, 1 - delta, 1), jnp.inf)
+    return jnp.where(bound == 0, 0, error)

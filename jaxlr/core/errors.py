@@ -18,11 +18,12 @@ def needs_data_extra(name: str) -> Iterator[None]:
     """Around imports of libraries that bring data, which `name` needs.
 
     Raises:
-        ImportError: If one is not installed.
+        ModuleNotFoundError: If one is not installed.
     """
     try:
         yield
-    except ImportError as error:
-        raise ImportError(
-            f'`{name}` needs {error.name}: run `pip install "jaxlr[data]"`.'
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'`{name}` needs {error.name}: run `pip install "jaxlr[data]"`.',
+            name=error.name,
         ) from error

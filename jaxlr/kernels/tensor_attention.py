@@ -90,7 +90,7 @@ def tensor_attention(
 ) -> tuple[Float[Array, "Z T d"], Float[Array, "Z T"]]:
     """Outputs, and natural logarithms of the sums of exponentials.
 
-    4 d flops for each tuple of a query and its positions, forward, and 10 d backward,
+    4 d flops for each tuple of a query and its positions, forward, and 12 d backward,
     where scores are made again. O(Z d (T + sum S)) memory and a tile for each head.
     Differentiable once, in both results.
 

@@ -100,30 +100,32 @@ def sweep(
 
 @contextlib.contextmanager
 def _interrupts_are_heard():
-    """A function that raises a Ctrl-C again, in case Python has dropped it.
+    """A function that raises on a Ctrl-C which Python has dropped.
 
     It does where one falls into a callback of the garbage collector, as jax has.
+    Whoever handles the signal in another way is left alone.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    default = signal.default_int_handler
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(handler):
+    if not is_main or signal.getsignal(signal.SIGINT) is not default:
         yield lambda: None
         return
     heard = []
 
     def remember(*args):
         heard.append(args)
-        handler(*args)
+        default(*args)
 
     def check():
         if heard:
-            handler(*heard[0])
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, remember)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if signal.getsignal(signal.SIGINT) is remember:
+            signal.signal(signal.SIGINT, default)
 
 
 class _Run:

@@ -262,9 +262,12 @@ def test_float32(is_causal):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
-def test_bfloat16_stays_and_is_close():
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_bfloat16_stays_and_is_close(implementation):
     arrays = draw((8, 9), dtype=jnp.bfloat16)
-    out, lse = attention.tensor_attention(*arrays, return_residual=True)
+    out, lse = attention.tensor_attention(
+        *arrays, implementation=implementation, return_residual=True
+    )
     assert out.dtype == jnp.bfloat16
     assert lse.dtype == jnp.float32
     np.testing.assert_allclose(
@@ -295,20 +298,43 @@ def test_lanes_and_the_order_of_modes(x64, implementation):
 
 @pytest.mark.parametrize("implementation", ["reference", "xla", "polynomial"])
 def test_queries_that_see_nothing_find_0_and_have_no_gradient(implementation):
-    query, keys, values = draw((5, 6))
-    query = query.at[1].set(jnp.nan)
+    arrays = draw((5, 6))
     lengths = jnp.array([5, 0])
 
     def loss(arrays):
         out = attention.tensor_attention(
             *arrays, key_lengths=(lengths, None), implementation=implementation
         )
-        return jnp.sum(jnp.sin(out[0])), out
+        return jnp.sum(jnp.cos(out)), out
 
-    (_, out), grads = jax.value_and_grad(loss, has_aux=True)((query, keys, values))
+    (_, out), grads = jax.value_and_grad(loss, has_aux=True)(arrays)
     np.testing.assert_array_equal(out[1], 0)
     for grad in jax.tree.leaves(grads):
-        assert np.isfinite(grad[0]).all()
+        assert np.abs(grad[0]).max() > 0
+        np.testing.assert_array_equal(grad[1], 0)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "polynomial"])
+def test_what_lies_beyond_the_lengths_may_be_nan(implementation):
+    """Known and traced lengths, some beyond the positions there are."""
+    query, keys, values = draw((5, 131), size=0.4)
+    lengths = jnp.array([4, 131])
+    beyond = jnp.arange(131)[:, None, None] >= lengths[:, None, None, None]
+    spoilt = [(x[0], jnp.where(beyond, jnp.nan, x[1])) for x in (keys, values)]
+
+    def loss(keys, values, lengths):
+        out = attention.tensor_attention(
+            query, keys, values, key_lengths=lengths, implementation=implementation
+        )
+        return jnp.sum(jnp.sin(out))
+
+    slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    found = slopes(*spoilt, lengths)
+    want = jax.value_and_grad(loss, argnums=(0, 1))(
+        keys, values, (jnp.minimum(lengths, 5), lengths)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -370,6 +396,28 @@ def traced(**options):
         ),
         (lambda: call(key_lengths=(None,)), "an entry for each of the 2 modes"),
         (lambda: call(implementation="fast"), "Unknown implementation 'fast'"),
+        (
+            lambda: call(scale=jnp.ones(4)),
+            r"`scale` must be a number, got shape \(4,\)",
+        ),
+        (lambda: call(local_window_size=2.0), "`local_window_size` must be an integer"),
+        (lambda: call(query=jnp.ones((2, 0, 2, 4))), "`query` must not be empty"),
+        (
+            lambda: call(keys=tuple(x[:, :, :0] for x in draw((5, 6))[1])),
+            r"`keys\[0\]` and `values\[0\]` must have one shape",
+        ),
+        (
+            lambda: call(
+                keys=(jnp.ones((2, 5, 2, 4), jnp.bfloat16),),
+                values=(jnp.ones((2, 5, 2, 4), jnp.bfloat16),),
+            ),
+            r"`keys\[0\]` must be float32 as `query`, got bfloat16",
+        ),
+        (lambda: call(degree=-1), "`degree` must be an integer >= 0 or 'auto', got -1"),
+        (
+            lambda: call(implementation="xla", error_bound=0.1),
+            "`error_bound` is of polynomials, got 0.1 with the exact",
+        ),
     ],
 )
 def test_misuse(use, sentence):
@@ -408,6 +456,25 @@ def test_misuse(use, sentence):
         (
             lambda: call(implementation="polynomial", entry_bound=0.1),
             "beyond `entry_bound` 0.1",
+        ),
+        (
+            lambda: call(implementation="polynomial", scale=0.0, entry_bound=0.1),
+            "beyond `entry_bound` 0.1",
+        ),
+        (
+            lambda: call(
+                query=jnp.full((2, 7, 2, 4), jnp.nan),
+                implementation="polynomial",
+                degree="auto",
+                error_bound=0.1,
+            ),
+            "`error_bound` 0.1 is not certain: scores up to nan",
+        ),
+        (
+            lambda: attention.tensor_attention(
+                *draw((5, 6), features=64), implementation="polynomial"
+            ),
+            "`degree` 4 of 64 features a head makes 814385 monomials",
         ),
         (
             lambda: traced(implementation="polynomial", error_bound=1e-3),

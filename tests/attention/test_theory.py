@@ -31,8 +31,12 @@ def test_the_certificate_of_the_specification():
     np.testing.assert_allclose(attention.certified_error(4, 1.0), 0.0394, atol=1e-4)
     assert attention.certified_error(4, 0.0) == 0
     assert attention.certified_error(4, 1e3) == np.inf
-    slope = jax.grad(lambda r: attention.certified_error(4, r))(0.5)
-    assert 0 < slope < 1
+    slope = jax.vmap(jax.grad(lambda r: attention.certified_error(4, r)))
+    slopes = slope(jnp.array([0.0, 0.5, 100.0]))
+    np.testing.assert_array_equal(slopes[jnp.array([0, 2])], 0)
+    assert 0 < slopes[1] < 1
+    for no_bound in (jnp.nan, -3.0, jnp.inf):
+        assert attention.certified_error(4, no_bound) == np.inf
 
 
 def test_scores_stay_below_their_bound():

@@ -154,6 +154,19 @@ def test_twice_as_many_samples_of_a_slow_signal_are_the_same_with_half_the_step(
     np.testing.assert_allclose(fine[1::2], run(signal), atol=1e-9)
 
 
+def test_irregular_steps_beyond_the_length_may_be_anything(x64):
+    layer, u = ssm.S5(jr.key(0), 3, 8), jr.normal(jr.key(1), (6, 3))
+
+    def loss(layer, scale):
+        return jnp.sum(layer.scan(u, length=4, dt_scale=scale)[0][:4] ** 2)
+
+    scale = jnp.asarray([1.0, 2, 1, 3, 1, 2])
+    want = eqx.filter_grad(loss)(layer, scale)
+    for beyond in (0.0, jnp.nan):
+        got = eqx.filter_grad(loss)(layer, scale.at[4:].set(beyond))
+        np.testing.assert_allclose(got.log_dt, want.log_dt, rtol=1e-12)
+
+
 def test_irregular_steps_of_s5(x64):
     """A step of length 2 is two of length 1 with the input held."""
     layer = ssm.S5(jr.key(0), 3, 8)
@@ -386,6 +399,22 @@ def test_adamw_decays_no_system_and_follows_its_schedule():
         (
             lambda: ssm.Stack(jr.key(0), LAYERS["s4d"], 5, 2, num_inputs=1),
             "`layer_fn` must make layers of 5 features, as `num_features` says, got 3",
+        ),
+        (
+            lambda: LAYERS["s5"](jr.key(0))(jnp.ones((4, 3)), dt_scale=jnp.ones(5)),
+            r"`dt_scale` must be a number or have shape \(4,\), got shape \(5,\)",
+        ),
+        (
+            lambda: stack()(jnp.ones((4, 2)), jnp.asarray(3.5)),
+            "`length` must be a whole number",
+        ),
+        (
+            lambda: stack()(jnp.ones((4, 2)), jnp.asarray([3, 4])),
+            "`length` must be a whole number",
+        ),
+        (
+            lambda: ssm.Stack(jr.key(0), LAYERS["s4d"], 3, 2, num_inputs=0),
+            "`num_inputs` must be an integer >= 1, got 0",
         ),
         (
             lambda: stack()(jnp.ones((4, 2)), jnp.asarray(0)),

@@ -95,7 +95,7 @@ class S4D(Layer):
         return y.T + self.d * u, state
 
     def step(self, u, state, *, dt_scale=1.0):
-        """One step: `(y_l, x_l)` from u_l and x_{l-1}; 14 H N flops."""
+        """`(y_l, x_l)` from u_l and x_{l-1}: `discretize` and 14 H N flops."""
         lam, b, c, dt = self.system(dt_scale)
         abar, bbar = discretize(lam, b, dt[:, None], self.method)
         y, state = sequence.step(abar, bbar, c, state, u)

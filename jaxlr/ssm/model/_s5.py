@@ -104,13 +104,20 @@ class S5(Layer):
         With dt_scale of shape (L,) every step has its own length: irregular samples.
 
         Raises:
-            ValueError: As `Layer.scan`.
+            ValueError: As `Layer.scan`; for a dt_scale of another shape.
         """
         u = self._masked(u, length)
+        if jnp.shape(dt_scale) not in ((), u.shape[:1]):
+            raise ValueError(
+                f"`dt_scale` must be a number or have shape {u.shape[:1]}, got shape "
+                f"{jnp.shape(dt_scale)}."
+            )
+        if jnp.ndim(dt_scale):
+            if length is not None:  # what lies beyond does not count
+                dt_scale = jnp.where(jnp.arange(u.shape[0]) < length, dt_scale, 1)
+            dt_scale = jnp.asarray(dt_scale)[:, None]
         check_dt_scale(dt_scale)
         lam, b, c, dt = self.system()
-        if jnp.ndim(dt_scale):
-            dt_scale = jnp.reshape(dt_scale, (u.shape[0], 1))
         abar, gain = discretize(lam, jnp.ones(()), dt_scale * dt, self.method)
         into = matmul(u, b.real.T), matmul(u, b.imag.T)
         driven = lax.complex(*into) * gain
@@ -127,7 +134,7 @@ class S5(Layer):
         return y + self.d * u, lax.complex(*last)
 
     def step(self, u, state, *, dt_scale=1.0):
-        """One step: `(y_l, x_l)` from u_l and x_{l-1}; 8 H N flops."""
+        """`(y_l, x_l)` from u_l and x_{l-1}: `discretize` and 8 H N flops."""
         lam, b, c, dt = self.system(dt_scale)
         abar, gain = discretize(lam, jnp.ones(()), dt, self.method)
         state = abar * state + gain * lax.complex(matmul(b.real, u), matmul(b.imag, u))

@@ -134,7 +134,8 @@ class Stack(eqx.Module):
             ("num_features", num_features),
             ("num_outputs", num_outputs),
             ("num_layers", num_layers),
-            ("num_inputs or num_tokens", num_inputs or num_tokens),
+            ("num_inputs", 1 if num_inputs is None else num_inputs),
+            ("num_tokens", 1 if num_tokens is None else num_tokens),
         ):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"`{name}` must be an integer >= 1, got {number!r}.")
@@ -189,8 +190,12 @@ class Stack(eqx.Module):
             ValueError: For a length, known while tracing, that is not in 1..L.
         """
         num_steps = x.shape[0]
-        if length is not None and not isinstance(length, Tracer):
-            if not 1 <= np.asarray(length) <= num_steps:
+        if length is not None:
+            is_whole = jnp.issubdtype(jnp.result_type(length), jnp.integer)
+            if jnp.ndim(length) or not is_whole:
+                raise ValueError(f"`length` must be a whole number, got {length!r}.")
+            is_known = not isinstance(length, Tracer)
+            if is_known and not 1 <= np.asarray(length) <= num_steps:
                 raise ValueError(f"`length` must be in 1..{num_steps}, got {length}.")
         is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
         h = jax.vmap(self.encoder)(_masked(x, is_valid))
@@ -378,11 +383,11 @@ def param_labels(params: PyTree) -> PyTree:
         names = jax.tree.map(lambda _: "other", node)
         if not isinstance(node, Layer):
             return names
-        is_leaf = [name for name in small if getattr(node, name) is not None]
+        present = [name for name in small if getattr(node, name) is not None]
         return eqx.tree_at(
-            lambda layer: [getattr(layer, name) for name in is_leaf],
+            lambda layer: [getattr(layer, name) for name in present],
             names,
-            ["ssm"] * len(is_leaf),
+            ["ssm"] * len(present),
         )
 
     return jax.tree.map(label, params, is_leaf=lambda node: isinstance(node, Layer))
