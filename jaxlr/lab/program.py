@@ -103,7 +103,7 @@ def compile_program(
             )
             donated = (3,) if lane.state is not None else ()
             lowered = jax.jit(spread, donate_argnums=donated).lower(*arguments)
-            call = compiled = lowered.compile()
+            call = compiled = lowered.compile(compiler_options(lowered, devices))
         else:
             call, compiled = _pmap(chunk, arguments, devices)
     sizes: Any = compiled.memory_analysis()
@@ -117,6 +117,21 @@ def compile_program(
     if devices[0].platform == "cpu":  # what is fetched lies beside the outputs
         needed += sizes.output_size_in_bytes
     return Program(lane, num_cells, needed, call)
+
+
+def compiler_options(
+    lowered: jax.stages.Lowered, devices: Sequence[jax.Device]
+) -> dict[str, Any] | None:
+    """One thread an operation for decompositions on CPUs, else jax's own choice.
+
+    Two decompositions of batches at a time wait for each other's threads, on two cores
+    for ever (seen with jaxlib 0.10.2: both in `jax::ParallelBatchMap`).
+    """
+    module: Any = lowered.compiler_ir("stablehlo")
+    text = module.operation.get_asm(large_elements_limit=16)
+    if devices[0].platform != "cpu" or "@lapack_" not in text:
+        return None
+    return {"xla_cpu_multi_thread_eigen": False}
 
 
 def _pmap(chunk, arguments, devices):
@@ -139,7 +154,8 @@ def _pmap(chunk, arguments, devices):
     axes = (None, None, 0, 1, None)[: len(arguments)]
     mapped = jax.pmap(chunk, in_axes=axes, out_axes=1, devices=devices)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments)
-    compiled = mapped.lower(*split(axes)(zeros)).compile()
+    lowered = mapped.lower(*split(axes)(zeros))
+    compiled = lowered.compile(compiler_options(lowered, devices))
 
     def call(*args):
         out = [np.asarray(x) for x in compiled(*split(axes)(args))]
