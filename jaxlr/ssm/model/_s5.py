@@ -112,11 +112,11 @@ class S5(Layer):
                 f"`dt_scale` must be a number or have shape {u.shape[:1]}, got shape "
                 f"{jnp.shape(dt_scale)}."
             )
-        if jnp.ndim(dt_scale):
-            if length is not None:  # what lies beyond does not count
-                dt_scale = jnp.where(jnp.arange(u.shape[0]) < length, dt_scale, 1)
-            dt_scale = jnp.asarray(dt_scale)[:, None]
+        if jnp.ndim(dt_scale) and length is not None:  # beyond it none counts
+            dt_scale = jnp.where(jnp.arange(u.shape[0]) < length, dt_scale, 1)
         check_dt_scale(dt_scale)
+        if jnp.ndim(dt_scale):
+            dt_scale = jnp.asarray(dt_scale)[:, None]
         lam, b, c, dt = self.system()
         abar, gain = discretize(lam, jnp.ones(()), dt_scale * dt, self.method)
         into = matmul(u, b.real.T), matmul(u, b.imag.T)
