@@ -7,7 +7,7 @@ features of a head.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, get_args, Literal, TypeAlias
 
 import jax
 from jax.core import Tracer
@@ -27,10 +27,12 @@ from jaxlr.core import errors, Hyper
 from jaxlr.kernels.tensor_attention import Window
 
 
-Implementation: TypeAlias = Literal["reference", "xla", "polynomial"]
+Implementation: TypeAlias = Literal[
+    "reference", "xla", "pallas", "pallas_interpret", "polynomial"
+]
 LocalWindow: TypeAlias = int | Sequence[int | tuple[int, int] | None] | None
 
-_IMPLEMENTATIONS = ("reference", "xla", "polynomial")
+_IMPLEMENTATIONS = get_args(Implementation)
 _MOST_DEGREE = 30
 _MOST_FEATURES = 2**17
 
@@ -76,6 +78,8 @@ def tensor_attention(
             None for each mode. Beyond, keys and values may be NaN.
         implementation: `"xla"`: exact, by tiles, in memory linear in T and S, 4 B N T d
             prod S flops; windows and causality skip tiles; differentiable once.
+            `"pallas"`: the same by a kernel on a TPU, for two modes of float32 or
+            bfloat16; `"pallas_interpret"`: that kernel anywhere, slow, for tests.
             `"reference"`: exact, all scores at once, differentiable at will.
             `"polynomial"`: the exponential as its Taylor polynomial, for bounded
             entries, with any number of modes: 2 B N (T + sum S) r (d + 1) flops,
@@ -83,8 +87,8 @@ def tensor_attention(
             causality, windows and order multiply sums of every mode at every query. A
             window subtracts what leaves it: its rounding is that of the largest values
             seen before, and an infinite one stays. None: `"xla"`; with `error_bound`,
-            `"polynomial"` where that bound is certain and the mask allows it. All forms
-            repeat keys that heads share.
+            `"polynomial"` where that bound is certain and the mask allows it. Only
+            kernels do not repeat keys that heads share.
         degree: Of the polynomial; `"auto"` for the least even one that meets
             `error_bound`. Even ones keep shares positive.
         entry_bound: Entries of query and keys do not exceed it; known entries are
@@ -148,19 +152,23 @@ def tensor_attention(
                 )
         if reason is not None and implementation is not None:
             raise ValueError(reason)
-        implementation = "xla" if reason is not None else "polynomial"
+        implementation = None if reason is not None else "polynomial"
 
-    # Heads in front, and every head with keys of its own.
+    # Heads in front.
     query = query * jnp.asarray(scale, query.dtype)
-    num_heads = query.shape[2]
+    num_batch, _, num_heads, _ = query.shape
     if lengths is None:
         sizes = [key.shape[1] for key in keys]
-        lengths = jnp.broadcast_to(jnp.asarray(sizes), (query.shape[0], len(sizes)))
-    heads = [_heads(x, num_heads) for x in (query, *keys, *values)]
-    keys, values = heads[1 : 1 + len(keys)], heads[1 + len(keys) :]
+        lengths = jnp.broadcast_to(jnp.asarray(sizes), (num_batch, len(sizes)))
+    is_repeated = implementation in ("reference", "polynomial")
+    query, *heads = (
+        _heads(x, num_heads // x.shape[2] if is_repeated else 1)
+        for x in (query, *keys, *values)
+    )
+    keys, values = heads[: len(keys)], heads[len(keys) :]
     lengths = jnp.repeat(lengths, num_heads, axis=0)
-    mask = _flat_mask(mask, query.shape[0], num_heads)
-    arguments = heads[0], keys, values, lengths, windows, ordered, mask, precision
+    mask = _flat_mask(mask, num_batch, num_heads)
+    arguments = query, keys, values, lengths, windows, ordered, mask, precision
     if implementation == "polynomial":
         out, lse = _polynomial.attend(*arguments, degree=degree)
         _check_positive(lse, degree)
@@ -168,7 +176,7 @@ def tensor_attention(
         out, lse = _reference(*arguments)
     else:
         out, lse = kernels.tensor_attention(
-            heads[0],
+            query,
             keys,
             values,
             lengths=lengths,
@@ -176,6 +184,7 @@ def tensor_attention(
             is_ordered=ordered,
             mask=mask,
             precision=precision,
+            implementation=implementation,
         )
     out = jnp.swapaxes(out.reshape(-1, num_heads, *out.shape[1:]), 1, 2)
     if not return_residual:
@@ -312,10 +321,9 @@ def _lengths(key_lengths, keys):
     return jnp.stack(found, axis=1)
 
 
-def _heads(x, num_heads):
-    """(B N, S, d) from (B, S, K, d)."""
-    x = jnp.swapaxes(x, 1, 2)
-    x = jnp.repeat(x, num_heads // x.shape[1], axis=1)
+def _heads(x, num_times):
+    """(B K, S, d) from (B, S, K, d), each head so many times."""
+    x = jnp.repeat(jnp.swapaxes(x, 1, 2), num_times, axis=1)
     return x.reshape(-1, *x.shape[2:])
 
 

@@ -1,184 +1,61 @@
-"""Softmax attention over tuples of keys, exact, in memory linear in the lengths.
+"""By tiles, in XLA, for any number of modes."""
 
-    s_ijk = sum_d q_id k_jd k'_kd,      o_i = sum_jk softmax_jk(s_ijk) (v_j * v'_k)
-
-for two modes, and likewise for any number; one mode is ordinary attention. Letters: Z
-heads, T queries, modes of S positions, d features. With rows q_i * k_j as queries, all
-modes but the last are loops around ordinary attention on tiles of the last: no more
-than a tile of scores ever exists.
-"""
-
-from collections.abc import Sequence
-import dataclasses
 import functools as ft
 import math
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
+
+from jaxlr.kernels.tensor_attention._plan import Head, is_seen, TensorBlocks
 
 
-Window: TypeAlias = tuple[int | None, int | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorBlocks:
-    """Sizes of a tile of scores.
-
-    Attributes:
-        query: Queries.
-        outer: Positions of every mode but the last.
-        inner: Positions of the last mode.
-    """
-
-    query: int = 16
-    outer: int = 16
-    inner: int = 128
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"`{field.name}` must be an integer >= 1, got {value!r}."
-                )
-
-
-class _Plan(NamedTuple):
-    """All that is static."""
-
-    windows: tuple[Window, ...]
-    is_ordered: bool
-    num_queries: int  # of a tile
-    sizes: tuple[int, ...]  # of a tile, mode by mode
-    precision: str | None
-
-    def product(self, subscripts, *operands):
-        """Einsum that adds up in float32 at least."""
-        wide = jnp.promote_types(jnp.float32, operands[0].dtype)
-        return jnp.einsum(
-            subscripts,
-            *operands,
-            precision=self.precision,
-            preferred_element_type=wide,
-        )
-
-
-class _Head(NamedTuple):
-    """The arrays of heads, whole tiles of them; or an axis, or a cotangent, of each."""
-
-    query: Any
-    keys: Any
-    values: Any
-    lengths: Any
-    mask: Any
-
-
-def tensor_attention(
-    query: Float[Array, "Z T d"],
-    keys: Sequence[Float[Array, "Z _ d"]],
-    values: Sequence[Float[Array, "Z _ d"]],
-    *,
-    lengths: Int[Array, "Z modes"],
-    windows: tuple[Window, ...],
-    is_ordered: bool = False,
-    mask: Bool[Array, "..."] | None = None,
-    blocks: TensorBlocks | None = None,
-    precision: str | None = None,
-) -> tuple[Float[Array, "Z T d"], Float[Array, "Z T"]]:
-    """Outputs, and natural logarithms of the sums of exponentials.
-
-    4 d flops for each tuple of a query and its positions, forward, and 12 d backward,
-    where scores are made again. O(Z d (T + sum S)) memory and a tile for each head.
-    Differentiable once, in both results.
-
-    Args:
-        query: Already scaled.
-        keys: An array a mode.
-        values: Likewise.
-        lengths: Positions of each mode that count.
-        windows: `(left, right)` a mode: query i sees positions i - left..i + right;
-            None is all on that side. Tiles outside are not visited. Static.
-        is_ordered: Whether positions must not fall from mode to mode. Static.
-        mask: Where scores count, an axis for each of Z, T and the modes, of its length
-            or 1.
-        blocks: None: 16 queries, 16 positions and 128 of the last mode; 128 queries for
-            one mode. Static.
-        precision: Of products. Static.
-
-    Returns:
-        `(out, lse)`; where a query sees nothing, 0 and -inf.
-
-    References:
-        Dao, Fu, Ermon, Rudra, Re. "FlashAttention: Fast and Memory-Efficient Exact
-        Attention with IO-Awareness". 2022. arXiv:2205.14135.
-    """
-    num_modes = len(keys)
+def tiles(query, lens, blocks):
+    """Queries of a tile, and positions of every mode."""
+    num_modes = len(lens)
     if blocks is None:
         blocks = TensorBlocks(query=128 if num_modes == 1 else 16)
-    lens = [k.shape[1] for k in keys]
     wanted = (blocks.outer,) * (num_modes - 1) + (blocks.inner,)
-    num_steps = query.shape[1]
-    plan = _Plan(
-        windows,
-        is_ordered,
-        min(blocks.query, num_steps),
-        tuple(map(min, wanted, lens)),
-        precision,
-    )
-
-    def whole(x, size, axis=1):
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = 0, -x.shape[axis] % size
-        return jnp.pad(x, widths)
-
-    if mask is not None:
-        for axis, size in enumerate((plan.num_queries, *plan.sizes), 1):
-            mask = whole(mask, size, axis) if mask.shape[axis] > 1 else mask
-    head = _Head(
-        whole(query, plan.num_queries),
-        tuple(map(whole, keys, plan.sizes)),
-        tuple(map(whole, values, plan.sizes)),
-        lengths,
-        mask,
-    )
-    out, lse = _attend(plan, head)
-    return out[:, :num_steps], lse[:, :num_steps]
+    return min(blocks.query, query.shape[1]), tuple(map(min, wanted, lens))
 
 
-def _value(plan, head):
+def forward(plan, head):
+    """`(out, lse)`."""
     return _over_heads(ft.partial(_forward, plan), head)
 
 
-def _fwd(plan, head):
-    out, lse = _value(plan, head)
-    return (out, lse), (head, out, lse)
+def backward(plan, head, lse, d_out, shared):
+    """Gradients of the query, keys and values."""
+    query, *rest = _over_heads(ft.partial(_backward, plan), head, lse, d_out, shared)
+
+    def of_shared(gradient, x):
+        # From every head to what it shares.
+        return jnp.sum(gradient.reshape(len(x), -1, *x.shape[1:]), axis=1)
+
+    return query, *jax.tree.map(of_shared, tuple(rest), (head.keys, head.values))
 
 
-def _bwd(plan, saved, cotangents):
-    head, out, lse = saved
-    d_out, d_lse = cotangents
-    wide = lse.dtype
-    # Of the softmax's derivative, what all scores of a query share.
-    shared = jnp.sum(out.astype(wide) * d_out.astype(wide), axis=-1) - d_lse
-    gradients = _over_heads(ft.partial(_backward, plan), head, lse, d_out, shared)
-    like = head.query, head.keys, head.values
-    query, keys, values = jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, like)
-    return (_Head(query, keys, values, None, None),)
-
-
-_attend = jax.custom_vjp(_value, nondiff_argnums=(0,))
-_attend.defvjp(_fwd, _bwd)
+def _product(plan, subscripts, *operands):
+    """Einsum that adds up in float32 at least."""
+    wide = jnp.promote_types(jnp.float32, operands[0].dtype)
+    return jnp.einsum(
+        subscripts, *operands, precision=plan.precision, preferred_element_type=wide
+    )
 
 
 def _over_heads(function, head, *others):
     mask = head.mask
     is_shared = mask is None or mask.shape[0] == 1
-    axes = _Head(0, 0, 0, 0, None if is_shared else 0)
+    axes = Head(0, 0, 0, 0, None if is_shared else 0)
     if is_shared and mask is not None:
         head = head._replace(mask=mask[0])
+    keys, values = (
+        tuple(jnp.repeat(x, len(head.query) // len(x), axis=0) for x in part)
+        for part in (head.keys, head.values)
+    )
+    head = head._replace(keys=keys, values=values)
     return jax.vmap(function, in_axes=(axes, *[0] * len(others)))(head, *others)
 
 
@@ -200,10 +77,10 @@ def _forward(plan, head):
             level = jnp.where(new == -jnp.inf, 0, new)
             share = jnp.exp(tile.scores - level[:, None, None])
             kept = jnp.exp(most - level)
-            added = plan.product(
-                "iro,od->ird", share.astype(query.dtype), tile.values[-1]
+            added = _product(
+                plan, "iro,od->ird", share.astype(query.dtype), tile.values[-1]
             )
-            added = plan.product("ird,rd->id", added, tile.outer_values.astype(wide))
+            added = _product(plan, "ird,rd->id", added, tile.outer_values.astype(wide))
             total = total * kept + jnp.sum(share, axis=(1, 2))
             return new, total, out * kept[:, None] + added
 
@@ -240,18 +117,18 @@ def _backward(plan, head, lse, d_out, shared):
             tile = _tile(plan, head, query, start, number)
             share = jnp.exp(tile.scores - level[:, None, None])
             into = d_out_here[:, None] * tile.outer_values.astype(d_out.dtype)
-            d_share = plan.product("ird,od->iro", into, tile.values[-1])
+            d_share = _product(plan, "ird,od->iro", into, tile.values[-1])
             d_score = share * (d_share - shared_here[:, None, None])
             narrow = d_score.astype(query.dtype), share.astype(query.dtype)
-            d_key = plan.product("iro,ird->od", narrow[0], tile.query)
-            d_value = plan.product("iro,ird->od", narrow[1], into)
-            d_row = plan.product("iro,od->ird", narrow[0], tile.keys[-1])
-            seen = plan.product("iro,od->ird", narrow[1], tile.values[-1])
-            d_query = d_query + plan.product(
-                "ird,rd->id", d_row, tile.outer_keys.astype(wide)
+            d_key = _product(plan, "iro,ird->od", narrow[0], tile.query)
+            d_value = _product(plan, "iro,ird->od", narrow[1], into)
+            d_row = _product(plan, "iro,od->ird", narrow[0], tile.keys[-1])
+            seen = _product(plan, "iro,od->ird", narrow[1], tile.values[-1])
+            d_query = d_query + _product(
+                plan, "ird,rd->id", d_row, tile.outer_keys.astype(wide)
             )
-            outer_key = plan.product("ird,id->rd", d_row, query.astype(wide))
-            outer_value = plan.product("ird,id->rd", seen, d_out_here.astype(wide))
+            outer_key = _product(plan, "ird,id->rd", d_row, query.astype(wide))
+            outer_value = _product(plan, "ird,id->rd", seen, d_out_here.astype(wide))
             d_keys = _add(tile, d_keys, _factors(tile.keys, outer_key), d_key)
             d_values = _add(tile, d_values, _factors(tile.values, outer_value), d_value)
             return d_query, d_keys, d_values
@@ -302,7 +179,7 @@ def _tile(plan, head, query, start, number):
     )
     outer_keys, outer_values = _khatri_rao(keys), _khatri_rao(values)
     rows = query[:, None] * outer_keys
-    scores = plan.product("ird,od->iro", rows, keys[-1])
+    scores = _product(plan, "ird,od->iro", rows, keys[-1])
     is_seen = _is_seen(plan, head, start, starts).reshape(scores.shape)
     scores = jnp.where(is_seen, scores, -jnp.inf)
     return _Tile(starts, keys, values, outer_keys, outer_values, rows, scores)
@@ -335,17 +212,8 @@ def _is_seen(plan, head, start, starts):
         along(begin + jnp.arange(size), axis)
         for axis, (begin, size) in enumerate(zip(starts, plan.sizes, strict=True), 1)
     ]
-    seen = jnp.ones((plan.num_queries, *plan.sizes), bool)
-    for mode, (place, (left, right)) in enumerate(
-        zip(places, plan.windows, strict=True)
-    ):
-        seen &= place < head.lengths[mode]
-        if left is not None:
-            seen &= place >= i - left
-        if right is not None:
-            seen &= place <= i + right
-        if plan.is_ordered and mode:
-            seen &= places[mode - 1] <= place
+    seen = is_seen(plan, i, places, head.lengths)
+    seen = jnp.broadcast_to(seen, (plan.num_queries, *plan.sizes))
     if head.mask is not None:
         sizes = plan.num_queries, *plan.sizes
         at = [
