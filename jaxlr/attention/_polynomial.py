@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 
-_CHUNK = 2**20  # Entries of features that a step makes, for all heads.
+_CHUNK = 2**18  # Entries of features that a step makes, for all heads.
+_ROWS = 16  # Of a cumulative sum by one matrix product.
 
 
 @ft.cache
@@ -173,7 +174,18 @@ class _Sums:
     def each(self, row):
         """Of each position by itself."""
         key, value = row
-        return self.features(key)[:, :, None] * value[:, None, :]
+        # A product of matrices, so that its gradients are too, which is faster.
+        return self.einsum("tr,tc->trc", self.features(key), value)
+
+    def cumsum(self, x):
+        """Over the first axis."""
+        parts = _split(x, _ROWS)
+        size = parts.shape[1]
+        # Products are faster than what `jnp.cumsum` does on a CPU.
+        within = self.einsum("ij,bj...->bi...", jnp.tri(size, dtype=x.dtype), parts)
+        total = jnp.cumsum(within[:, -1:], axis=0)
+        sums = within + jnp.pad(total[:-1], [(1, 0), *[(0, 0)] * x.ndim])
+        return sums.reshape(-1, *x.shape[1:])[: len(x)]
 
     def find(self, query, sums):
         """What every query finds in sums of its own."""
@@ -207,20 +219,19 @@ class _Sums:
                 if entering is None and leaving is None:
                     sums = sums[None]
                 else:
-                    sums = sums + jnp.cumsum(change, axis=0)
+                    sums = sums + self.cumsum(change)
                 product = product * sums
                 after.append(sums[-1])
             return tuple(after), self.find(query, product)
 
-        parts = _split((query, moves), self.chunk // math.prod(self.shape))
-        _, found = lax.scan(jax.checkpoint(body), tuple(begin), parts)
+        found = self.scan(body, tuple(begin), (query, moves))[1]
         return found.reshape(-1, self.shape[1])[: query.shape[0]]
 
     def nested(self, carry, rows):
         """Sums over positions that do not fall from mode to mode, up to each."""
         sums, after = 1.0, []
         for before, row in zip(carry, rows, strict=True):
-            sums = before + jnp.cumsum(self.each(row) * sums, axis=0)
+            sums = before + self.cumsum(self.each(row) * sums)
             after.append(sums[-1])
         return tuple(after), sums
 
@@ -233,8 +244,7 @@ class _Sums:
             return carry, self.find(query, sums)
 
         begin = (self.zeros(),) * len(rows)
-        parts = _split((query, rows), self.chunk // math.prod(self.shape))
-        _, found = lax.scan(jax.checkpoint(body), begin, parts)
+        found = self.scan(body, begin, (query, rows))[1]
         return found.reshape(-1, self.shape[1])[: query.shape[0]]
 
     def ordered_total(self, rows):
@@ -244,8 +254,17 @@ class _Sums:
             return self.nested(carry, rows)[0], None
 
         begin = (self.zeros(),) * len(rows)
+        return self.scan(body, begin, rows)[0][-1]
+
+    def scan(self, body, carry, rows):
+        """Over chunks of rows with sums of their own; gradients keep few carries."""
         parts = _split(rows, self.chunk // math.prod(self.shape))
-        return lax.scan(jax.checkpoint(body), begin, parts)[0][-1]
+        parts = _split(parts, math.isqrt(len(jax.tree.leaves(parts)[0])))
+
+        def some(carry, parts):
+            return lax.scan(jax.checkpoint(body), carry, parts)
+
+        return lax.scan(jax.checkpoint(some), carry, parts)
 
 
 def _counted(keys, lengths, mask):
@@ -291,7 +310,7 @@ def _split(tree, size):
     size = min(max(size, 1), num)
 
     def cut(x):
-        x = jnp.pad(x, ((0, -num % size), (0, 0)))
-        return x.reshape(-1, size, x.shape[1])
+        x = jnp.pad(x, [(0, -num % size), *[(0, 0)] * (x.ndim - 1)])
+        return x.reshape(-1, size, *x.shape[1:])
 
     return jax.tree.map(cut, tree)

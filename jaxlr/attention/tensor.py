@@ -84,7 +84,8 @@ def tensor_attention(
             `"polynomial"`: the exponential as its Taylor polynomial, for bounded
             entries, with any number of modes: 2 B N (T + sum S) r (d + 1) flops,
             r = C(d + degree, degree), and B N r (d + 1) numbers and a chunk in memory;
-            causality, windows and order multiply sums of every mode at every query. A
+            causality, windows and order multiply sums of every mode at every query.
+            Gradients are products with the same factors, and cost as little. A
             window subtracts what leaves it: its rounding is that of the largest values
             seen before, and an infinite one stays. None: `"xla"`; with `error_bound`,
             `"polynomial"` where that bound is certain and the mask allows it. Only
@@ -112,6 +113,8 @@ def tensor_attention(
     References:
         Alman, Song. "How to Capture Higher-order Correlations? Generalizing Matrix
         Softmax Attention to Kronecker Computation". 2023. arXiv:2310.04064.
+        Liang, Shi, Song, Zhou. "Tensor Attention Training: Provably Efficient Learning
+        of Higher-order Transformers". 2024. arXiv:2405.16411: gradients.
     """
     keys, values = tuple(keys), tuple(values)
     _check_shapes(query, keys, values, mask)

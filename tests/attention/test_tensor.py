@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlr import attention
+from jaxlr.attention import _polynomial
 from jaxlr.core import compat
 from tests.attention._arrays import draw
 
@@ -188,7 +189,7 @@ TILED = {
     "windows": {"local_window_size": ((4, 2), (9, 0))},
     "causal_window": {"local_window_size": 5, "is_causal": True},
     "ordered": {"ordered": True, "is_causal": True},
-    "lengths": {"key_lengths": (jnp.array([19, 0]), jnp.array([3, 131]))},
+    "lengths": {"key_lengths": (jnp.array([19, 0]), jnp.array([3, 41]))},
     "mask": {
         "mask": jnp.asarray(np.random.default_rng(0).random((1, 2, 21, 1, 131)) < 0.3)
     },
@@ -213,13 +214,37 @@ def test_values_and_gradients_over_many_tiles(x64, name):
         np.testing.assert_allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["all", "causal", "windows", "ordered", "lengths"])
+def test_values_and_gradients_of_polynomials_over_many_chunks(x64, name, monkeypatch):
+    """Of a few rows; sizes are no multiples of them, nor chunks of a square number."""
+    options = TILED[name]
+    arrays = draw((19, 41), queries=21, size=0.3)
+    weight = jr.normal(jr.key(9), arrays[0].shape)
+    num_features = attention.num_features(4, 8)
+    monkeypatch.setattr(_polynomial, "_CHUNK", 4 * num_features * 5 * 4)
+    found, wanted = (
+        jax.jit(
+            jax.value_and_grad(
+                lambda arrays, form=form, more=more: summed(
+                    arrays, form, options | more, weight
+                )
+            )
+        )(arrays)
+        for form, more in (("polynomial", {"degree": 8}), ("reference", {}))
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("implementation", ["xla", "polynomial"])
 def test_gradients_of_three_modes(x64, implementation):
     arrays = draw((3, 4, 5), queries=3, heads=1, size=0.4)
     weight = jr.normal(jr.key(9), arrays[0].shape)
     options = {"degree": 12} if implementation == "polynomial" else {}
-    found = jax.grad(summed)(arrays, implementation, options, weight)
-    wanted = jax.grad(summed)(arrays, "reference", {}, weight)
+    found, wanted = (
+        jax.jit(jax.grad(lambda x, a=args: summed(x, *a, weight)))(arrays)
+        for args in ((implementation, options), ("reference", {}))
+    )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-11 if not options else 1e-6)
 
@@ -275,17 +300,22 @@ def test_lanes_and_the_order_of_modes(x64, implementation):
     weight = jr.normal(jr.key(9), query.shape)
     options = {"local_window_size": (2, (3, 1))}
     swapped = {"local_window_size": ((3, 1), 2)}
-    forms = jax.grad(summed)
-    found = forms((query, keys, values), implementation, options, weight)
-    other = forms((query, keys[::-1], values[::-1]), implementation, swapped, weight)
+
+    def slopes(arrays, options=options):
+        return jax.grad(summed)(arrays, implementation, options, weight)
+
+    one = jax.jit(slopes)
+    found = one((query, keys, values))
+    other = jax.jit(lambda arrays: slopes(arrays, swapped))(
+        (query, keys[::-1], values[::-1])
+    )
     np.testing.assert_allclose(found[0], other[0], atol=1e-11)
     np.testing.assert_allclose(found[1][0], other[1][1], atol=1e-11)
     lanes = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), (query, keys, values))
-    mapped = jax.vmap(lambda arrays: forms(arrays, implementation, options, weight))
+    mapped = jax.jit(jax.vmap(slopes))(lanes)
     for i, factor in enumerate((1, 0.5)):
-        arrays = jax.tree.map(lambda x, f=factor: f * x, (query, keys, values))
-        want = forms(arrays, implementation, options, weight)
-        got = jax.tree.map(lambda x, i=i: x[i], mapped(lanes))
+        want = one(jax.tree.map(lambda x, f=factor: f * x, (query, keys, values)))
+        got = jax.tree.map(lambda x, i=i: x[i], mapped)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-11)
 
@@ -301,7 +331,7 @@ def test_queries_that_see_nothing_find_0_and_have_no_gradient(implementation):
         )
         return jnp.sum(jnp.cos(out)), out
 
-    (_, out), grads = jax.value_and_grad(loss, has_aux=True)(arrays)
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
     np.testing.assert_array_equal(out[1], 0)
     for grad in jax.tree.leaves(grads):
         assert np.abs(grad[0]).max() > 0
