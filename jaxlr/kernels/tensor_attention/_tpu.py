@@ -43,7 +43,11 @@ class _Static(NamedTuple):
 
 
 def tiles(query, lens, blocks):
-    """Queries of a tile, and positions of every mode."""
+    """Queries of a tile, and positions of every mode.
+
+    Raises:
+        ValueError: If there are not two modes, or types or `blocks` are others.
+    """
     if len(lens) != 2:
         raise ValueError(f"The kernel takes two modes, got {len(lens)}; use 'xla'.")
     if query.dtype not in (_F32, jnp.bfloat16):
