@@ -78,8 +78,8 @@ def tensor_attention(
             None for each mode. Beyond, keys and values may be NaN.
         implementation: `"xla"`: exact, by tiles, in memory linear in T and S, 4 B N T d
             prod S flops; windows and causality skip tiles; differentiable once.
-            `"pallas"`: the same by a kernel on a TPU, for two modes of float32 or
-            bfloat16; `"pallas_interpret"`: that kernel anywhere, slow, for tests.
+            `"pallas"`: the same by kernels on a TPU or GPU, for two modes of float32 or
+            bfloat16; `"pallas_interpret"`: those kernels anywhere, slow, for tests.
             `"reference"`: exact, all scores at once, differentiable at will.
             `"polynomial"`: the exponential as its Taylor polynomial, for bounded
             entries, with any number of modes: 2 B N (T + sum S) r (d + 1) flops,

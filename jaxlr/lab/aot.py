@@ -1,4 +1,4 @@
-"""Compile for a TPU without one: libtpu's own compiler, on a described chip.
+"""Compile for a TPU or GPU without one: its own compiler, on a described chip.
 
 Layout errors, unsupported operations and overflowing memory show here, before a machine
 is rented. Nothing is run.
@@ -17,25 +17,55 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlr.core import compat, errors
+from jaxlr.lab import report
 
 
 _GIB = 2**30
-_OLDEST_JAX = (0, 8)  # the libtpu of 0.7 crashes the process
+_OLDEST_JAX = {"tpu": (0, 8), "cuda": (0, 9)}
+# From xla/backends/gpu/target_config/specs/h100_sxm.txtpb of openxla/xla.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU generation as its compiler sees one device of it.
+    """A chip as its compiler sees one device of it.
 
     Attributes:
         name: As people call it.
-        topology: The smallest one, a single chip.
-        hbm: Bytes that a program may use, the runtime's own share taken off.
+        topology: Of TPUs the smallest one, a single chip; of a GPU all its sizes.
+        hbm: Bytes that a program may use, the runtime's own share taken off; of a GPU
+            all there are.
+        platform: "tpu" or "cuda".
     """
 
     name: str
     topology: str
     hbm: int
+    platform: str = "tpu"
 
 
 CHIPS = {
@@ -43,6 +73,7 @@ CHIPS = {
     "v5e": Chip("TPU v5e", "v5e:1x1", int(15.75 * _GIB)),
     "v5p": Chip("TPU v5p", "v5p:1x1x1", int(95.74 * _GIB)),
     "v6e": Chip("TPU v6e", "v6e:1x1", int(31.25 * _GIB)),
+    "h100": Chip("NVIDIA H100 SXM", _H100, 84942979072, "cuda"),
 }
 
 
@@ -50,7 +81,7 @@ class DoesNotFitError(ValueError):
     """The program needs more of a memory than the chip has.
 
     Attributes:
-        memory: "HBM" or "VMEM".
+        memory: "HBM", "VMEM" or "shared memory".
         needed: Bytes that the compiler asked for.
         available: Bytes that there are.
     """
@@ -63,14 +94,14 @@ class DoesNotFitError(ValueError):
             else "use smaller blocks in the kernel"
         )
         super().__init__(
-            f"Does not fit {CHIPS[target].name}: {needed / _GIB:.4g} GiB of {memory} "
-            f"needed, {available / _GIB:.4g} GiB available; {advice}. Compiler: {why}"
+            f"Does not fit {CHIPS[target].name}: {report.size(needed)} of {memory} "
+            f"needed, {report.size(available)} available; {advice}. Compiler: {why}"
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compilation:
-    """A program compiled for one device of a TPU. All sizes in bytes, padding included.
+    """A program compiled for one device. All sizes in bytes, padding included.
 
     Attributes:
         target: As given.
@@ -107,14 +138,14 @@ class Compilation:
 
 
 def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> Compilation:
-    """Compile `fn(*args)` for a TPU by its own compiler; no TPU is needed.
+    """Compile `fn(*args)` for a TPU or GPU by its own compiler; none is needed.
 
     The program is traced with 64-bit types off, as a TPU runs it: float64 arguments
     become float32. Where `fn` picks an implementation by backend, the backend is this
     machine's: name the implementation to compile a Pallas kernel.
 
     Args:
-        target: "v4", "v5e", "v5p" or "v6e".
+        target: "v4", "v5e", "v5p", "v6e" or "h100".
         fn: A function of pytrees of arrays; jitted already or not.
         *args: Arrays, `jax.ShapeDtypeStruct`s, typed keys, numbers, or pytrees of such.
 
@@ -122,23 +153,17 @@ def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> Compilation:
         Sizes, and the compiled program.
 
     Raises:
-        ValueError: On an unknown target; where libtpu is missing or too old; a
-            `DoesNotFitError` where HBM or VMEM overflows.
+        ValueError: On an unknown target; where its compiler is missing or too old; a
+            `DoesNotFitError` where a memory overflows, but for a GPU's HBM.
     """
     if target not in CHIPS:
         raise ValueError(errors.unknown("target", target, CHIPS))
-    if reason := why_not():
-        raise ValueError(reason)
     chip = CHIPS[target]
+    if reason := why_not(chip.platform):
+        raise ValueError(reason)
     with _quiet_libtpu():
-        from jax.experimental import topologies
-
-        topology = topologies.get_topology_desc(
-            platform="tpu",
-            topology_name=chip.topology,
-            chips_per_host_bounds=(1, 1, 1),
-        )
-        sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+        device = _device(chip)
+        sharding = jax.sharding.SingleDeviceSharding(device)
 
         def described(x):
             if not hasattr(x, "dtype"):
@@ -151,7 +176,9 @@ def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> Compilation:
         with compat.x64(False):
             structs = jax.tree.map(described, args)
             jitted: Any = fn if hasattr(fn, "lower") else jax.jit(fn)
-            lowered = jitted.lower(*structs)
+            traced = jitted.trace(*structs)
+            with jax.default_device(device):  # of which Triton asks what it can do
+                lowered = traced.lower()
             try:
                 compiled = lowered.compile()
             except jax.errors.JaxRuntimeError as e:
@@ -170,19 +197,58 @@ def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> Compilation:
     )
 
 
-def why_not() -> str:
+def why_not(platform: str = "tpu") -> str:
     """Why `compile_for` cannot work here, as a sentence; empty if it can."""
-    if jax.__version_info__ < _OLDEST_JAX:
-        return (
-            f"Compiling for a TPU needs jax >= 0.8, here is {jax.__version__}: the "
-            "libtpu of older versions crashes without a TPU."
+    if platform == "tpu":
+        chip, package, extra = "a TPU", "libtpu", "aot"
+        reason = "the libtpu of older versions crashes without a TPU"
+        is_there = importlib.util.find_spec("libtpu")
+    else:
+        chip, package, extra = "a GPU", "jax's CUDA plugin", "aot-cuda"
+        reason = "older versions time products on a GPU"
+        is_there = importlib.util.find_spec("jax_plugins") and any(
+            importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13)
         )
-    if importlib.util.find_spec("libtpu") is None:
+    oldest = _OLDEST_JAX[platform]
+    if jax.__version_info__ < oldest:
         return (
-            "Compiling for a TPU needs libtpu, which is not installed: "
-            'pip install "jaxlr[aot]".'
+            f"Compiling for {chip} needs jax >= {oldest[0]}.{oldest[1]}, here is "
+            f"{jax.__version__}: {reason}."
+        )
+    if not is_there:
+        return (
+            f"Compiling for {chip} needs {package}, which is not installed: "
+            f'pip install "jaxlr[{extra}]".'
         )
     return ""
+
+
+def _device(chip: Chip) -> Any:
+    """One to compile for."""
+    from jax.experimental import topologies
+
+    described = topologies.get_topology_desc
+    if chip.platform == "tpu":
+        topology = described(
+            platform="tpu",
+            topology_name=chip.topology,
+            chips_per_host_bounds=(1, 1, 1),
+        )
+    else:
+        try:
+            topology = described(
+                platform="cuda",
+                topology_name="",
+                topology="1x1x1",
+                target_config=chip.topology,
+            )
+        except NotImplementedError as e:
+            raise ValueError(
+                "jax has not loaded its CUDA plugin, as there is no GPU: set "
+                "JAX_PLATFORMS=cpu and JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 before it "
+                "starts."
+            ) from e
+    return topology.devices[0]
 
 
 @contextlib.contextmanager
@@ -209,6 +275,7 @@ _OVERFLOWS = (  # what the compiler says, and of which memory
     (r"size=(\d+)\) would exceed memory \(size=(\d+)\).*vmem", "VMEM"),
     (rf"Used {_SIZE} of {_SIZE} hbm", "HBM"),
     (rf"Used {_SIZE} of {_SIZE} vmem", "VMEM"),
+    (r"Shared memory size .*requested (\d+), available: (\d+)", "shared memory"),
 )
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

@@ -86,8 +86,9 @@ def machine() -> dict[str, str]:
 def limits(found: Iterable[Any]) -> list[Limit]:
     """What would not work with these devices and the installed packages, and why."""
     rows = []
-    if reason := aot.why_not():
-        rows.append(Limit("jaxlr compile, tests marked aot", reason))
+    for maker, name in (("tpu", "TPUs"), ("cuda", "GPUs")):
+        if reason := aot.why_not(maker):
+            rows.append(Limit(f"jaxlr compile for {name}, tests marked aot", reason))
     for package, what, extra in (
         ("sklearn", "experiments on photographs and bundled data", "data"),
         ("distributed", "sweeps on a Dask cluster", "cluster"),

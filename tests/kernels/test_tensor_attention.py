@@ -17,10 +17,18 @@ from jaxlr.lab import aot, compile_for
 
 
 F32 = jnp.float32
+BF16 = jnp.bfloat16
 OPEN = ((None, None), (None, None))
-SMALL = TensorBlocks(16, 16, 128)
+SMALL = {"tpu": TensorBlocks(16, 16, 128), "gpu": TensorBlocks(16, 16, 16)}
 LENS = 37, (21, 150)  # no multiples of tiles
 HEADS = 4
+
+
+@pytest.fixture(params=SMALL)
+def backend(request, monkeypatch):
+    """Whose kernels are interpreted."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
 
 
 def draw(*shape, seed=0, dtype=F32):
@@ -84,12 +92,13 @@ def both(fn, arrays):
     return results, gradients
 
 
-def kernel(arrays, *, lengths=None, windows=OPEN, **options):
+def kernel(arrays, *, lengths=None, windows=OPEN, mask=None, **options):
     lengths = np.tile(LENS[1], (HEADS, 1)) if lengths is None else lengths
     return tensor_attention(
         *arrays,
         lengths=jnp.asarray(lengths),
         windows=windows,
+        mask=mask if mask is None else jnp.asarray(mask),
         **{"precision": "highest", "implementation": "pallas_interpret"} | options,
     )
 
@@ -120,10 +129,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients(name):
+def test_values_and_gradients(name, backend):
     options, groups = CASES[name]
     arrays = make(groups)
-    got = both(ft.partial(kernel, blocks=SMALL, **options), arrays)
+    got = both(ft.partial(kernel, blocks=SMALL[backend], **options), arrays)
     with x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), arrays)
         seen = is_seen(**options)
@@ -135,30 +144,34 @@ def test_values_and_gradients(name):
         close(alike, want[0][0], 0.1)
 
 
+@pytest.mark.usefixtures("backend")
 def test_default_blocks():
     arrays = make()
     got = both(kernel, arrays)
     close(got, both(ft.partial(kernel, implementation="xla"), arrays), 5e-6)
 
 
-def test_bfloat16():
-    """Products are of bfloat16, sums of float32."""
-    arrays = make(dtype=jnp.bfloat16)
-    (out, lse), gradients = both(kernel, arrays)
-    assert out.dtype == jnp.bfloat16
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_bfloat16(is_wide):
+    """Products are of bfloat16, sums of float32, with and without 64-bit types."""
+    arrays = make(dtype=BF16, features=19)
+    with x64(is_wide):
+        (out, lse), gradients = both(kernel, arrays)
+    assert out.dtype == BF16
     assert lse.dtype == F32
     wide = jax.tree.map(lambda x: x.astype(F32), arrays)
     want, slopes = both(ft.partial(definition, seen=is_seen()), wide)
     close((out, lse), want, 0.02)
     close(gradients, slopes, 0.03)
-    assert {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype(BF16)}
 
 
-def test_vmap():
+def test_vmap(backend):
     """All batched, twice; then each part alone."""
     arrays = make((2, 1))
     lanes = jax.tree.map(lambda x: jnp.stack([x, 0.7 * x]), arrays)
-    options = {"windows": ((3, 2), (30, 9)), "blocks": SMALL}
+    options = {"windows": ((3, 2), (30, 9)), "blocks": SMALL[backend]}
 
     def one(arrays):
         def total(arrays):
@@ -185,14 +198,44 @@ def test_vmap():
         close(at(mixed, i), one(some), 1e-5)
 
 
+def test_a_gpu_does_not_read_tiles_out_of_sight(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    arrays = make()
+    spoiled = jax.tree.map(lambda x: x, arrays)
+    for part in (1, 2):
+        outer, inner = arrays[part]
+        outer = outer.at[:, 16:].set(jnp.nan)
+        spoiled = (
+            *spoiled[:part],
+            (outer, inner.at[:, 112:].set(jnp.nan)),
+            *spoiled[part + 1 :],
+        )
+    options = {
+        "windows": ((None, None), (None, 60)),  # the last of a tile sees up to 107
+        "lengths": [[9, 150]] * HEADS,
+        "blocks": SMALL["gpu"],
+    }
+    got, want = (both(ft.partial(kernel, **options), x) for x in (spoiled, arrays))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 @pytest.mark.misuse
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [("tpu", "multiples of 16, 16 and 128"), ("gpu", "powers of two, at least 16")],
+)
+def test_wrong_blocks_are_named(kind, sentence, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: kind)
+    blocks = TensorBlocks(8, 16, 128)
+    with pytest.raises(ValueError, match=f"`blocks` must be {sentence}, got Tensor"):
+        kernel(make(), blocks=blocks)
+
+
+@pytest.mark.misuse
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(
     ("use", "sentence"),
     [
-        (
-            lambda: kernel(make(), blocks=TensorBlocks(8, 16, 128)),
-            "`blocks` must be multiples of 16, 16 and 128, got TensorBlocks",
-        ),
         (
             lambda: tensor_attention(
                 make()[0],
@@ -208,18 +251,6 @@ def test_vmap():
             lambda: kernel(make(dtype=jnp.float16)),
             "must be float32 or bfloat16, got float16",
         ),
-        (
-            lambda: jax.eval_shape(
-                jax.grad(
-                    lambda query, long: jnp.sum(
-                        kernel((query, (long, long), (long, long)))[0]
-                    )
-                ),
-                draw(HEADS, 64, 128),
-                jax.ShapeDtypeStruct((HEADS, 2**16, 128), F32),
-            ),
-            "MiB of VMEM, of 100 that the kernel may take; use smaller `blocks`, or",
-        ),
         (lambda: kernel(make(), implementation="fast"), "Unknown implementation"),
         (lambda: TensorBlocks(query=0), "`query` must be an integer >= 1, got 0"),
     ],
@@ -229,16 +260,60 @@ def test_misuse_is_named(use, sentence):
         use()
 
 
-BF16 = jnp.bfloat16
+@pytest.mark.misuse
+def test_too_long_keys_are_named():
+    def total(query, long):
+        return jnp.sum(kernel((query, (long, long), (long, long)))[0])
+
+    query, long = (jax.ShapeDtypeStruct((HEADS, n, 128), F32) for n in (64, 2**16))
+    sentence = "MiB of VMEM, of 100 that the kernel may take; use smaller `blocks`, or"
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(jax.grad(total), query, long)
+
+
+@pytest.mark.misuse
+def test_a_cpu_has_no_kernel():
+    with pytest.raises(ValueError, match="Only interpret mode is supported on CPU"):
+        kernel(make(), implementation="pallas")
+
+
 PROGRAMS: dict[str, dict[str, Any]] = {
     "float32": {},
-    "bfloat16": {"dtype": BF16, "groups": (4, 8)},
+    "shared": {"dtype": BF16, "groups": (4, 8)},
     "large_blocks": {"dtype": BF16, "blocks": TensorBlocks(64, 128, 1024)},
     "windows": {"length": 4096, "windows": ((31, 0), (511, 0))},
     "odd": {"length": 37, "features": 5, "is_ordered": True},
     "mask": {"length": 64, "mask": (8, 1, 64, 64), "dtype": BF16},
     "many_heads": {"heads": 4096, "length": 64, "features": 64},
 }
+
+
+def program(name):
+    """The kernel's gradient, which makes the value too, and what it takes."""
+    options = {"heads": 8, "length": 1024, "features": 128, "groups": (1, 1)}
+    options |= {"dtype": F32, "mask": None, "windows": OPEN} | PROGRAMS[name]
+    heads, length, features, groups, dtype, mask = (
+        options.pop(key)
+        for key in ("heads", "length", "features", "groups", "dtype", "mask")
+    )
+
+    def gradient(arrays, lengths, mask):
+        out, pullback = jax.vjp(
+            lambda arrays: kernel(
+                arrays, lengths=lengths, mask=mask, implementation="pallas", **options
+            ),
+            arrays,
+        )
+        return out, pullback(out)
+
+    def shape(*sizes, dtype=dtype):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    part = tuple(shape(heads // group, length, features) for group in groups)
+    arrays = shape(heads, length, features), part, part
+    if mask is not None:
+        mask = shape(*mask, dtype=bool)
+    return gradient, (arrays, shape(heads, 2, dtype=jnp.int32), mask)
 
 
 @pytest.mark.aot
@@ -248,56 +323,43 @@ def test_kernels_compile_for_a_tpu(target, name):
     pytest.importorskip("libtpu", reason='needs pip install "jaxlr[aot]"')
     if reason := aot.why_not():
         pytest.skip(reason)
-    options = {"heads": 8, "length": 1024, "features": 128, "groups": (1, 1)}
-    options |= {"dtype": F32, "mask": None, "windows": OPEN} | PROGRAMS[name]
-    heads, length, features, groups, dtype, mask = (
-        options.pop(key)
-        for key in ("heads", "length", "features", "groups", "dtype", "mask")
-    )
-
-    def shape(*sizes, dtype=dtype):
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
-    part = tuple(shape(heads // group, length, features) for group in groups)
-    arrays = shape(heads, length, features), part, part
-    if mask is not None:
-        mask = shape(*mask, dtype=bool)
-
-    def value(arrays, lengths, mask):
-        return tensor_attention(
-            *arrays,
-            lengths=lengths,
-            mask=mask,
-            precision="highest",
-            implementation="pallas",
-            **options,
-        )
-
-    def gradient(arrays, lengths, mask):
-        out, pullback = jax.vjp(lambda arrays: value(arrays, lengths, mask), arrays)
-        return pullback(out)
-
-    for program in (value, gradient):
-        lengths = shape(heads, 2, dtype=jnp.int32)
-        made = compile_for(target, program, arrays, lengths, mask)
-        assert made.fits
-        assert "tpu_custom_call" in str(made.compiled.as_text())
+    fn, args = program(name)
+    made = compile_for(target, fn, *args)
+    assert made.fits
+    assert str(made.compiled.as_text()).count("tpu_custom_call") >= 2
 
 
 @pytest.mark.aot
-def test_a_kernel_compiles_for_a_tpu_under_vmap():
-    pytest.importorskip("libtpu", reason='needs pip install "jaxlr[aot]"')
-    if reason := aot.why_not():
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "large_blocks"])
+def test_kernels_compile_for_a_gpu(name):
+    if reason := aot.why_not("cuda"):
         pytest.skip(reason)
+    fn, args = program(name)
+    made = compile_for("h100", fn, *args)
+    assert made.fits
+    text = str(made.compiled.as_text())
+    assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == 4
 
-    def one(arrays, lengths):
-        return kernel(arrays, lengths=lengths, implementation="pallas")
 
-    lanes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), F32), make())
-    lengths = jax.ShapeDtypeStruct((3, HEADS, 2), jnp.int32)
+@pytest.mark.aot
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize(("target", "platform"), [("v5e", "tpu"), ("h100", "cuda")])
+def test_kernels_compile_under_vmap(target, platform):
+    if reason := aot.why_not(platform):
+        pytest.skip(reason)
+    fn, args = program("shared")
+    lanes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), args)
+    assert compile_for(target, jax.vmap(fn), *lanes).fits
 
-    def gradient(arrays, lengths):
-        out, pullback = jax.vjp(lambda arrays: one(arrays, lengths), arrays)
-        return pullback(out)
 
-    assert compile_for("v5e", jax.vmap(gradient), lanes, lengths).fits
+@pytest.mark.skipif(
+    jax.__version_info__ >= (0, 11), reason="newer versions of jax want a GPU for it"
+)
+@pytest.mark.parametrize("is_wide", [False, True])
+@pytest.mark.parametrize("name", ["float32", "shared"])
+def test_kernels_lower_for_a_gpu(name, is_wide):
+    fn, args = program(name)
+    with x64(is_wide):
+        lowered = jax.jit(fn).trace(*args).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("__gpu$xla.gpu.triton") == 4

@@ -1,9 +1,10 @@
-"""Compiling for a TPU without one."""
+"""Compiling for a TPU or GPU without one."""
 
 import os
 
 import jax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -21,6 +22,12 @@ TARGETS = ("v4", "v5e", "v5p", "v6e")
 def _libtpu():
     pytest.importorskip("libtpu", reason='needs pip install "jaxlr[aot]"')
     if reason := aot.why_not():
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def _cuda():
+    if reason := aot.why_not("cuda"):
         pytest.skip(reason)
 
 
@@ -109,6 +116,39 @@ def test_a_kernel_compiles_and_what_a_tpu_lacks_does_not():
         compile_for("v6e", lambda x: jnp.linalg.eig(x)[0], square(8))
 
 
+@pytest.mark.aot
+@pytest.mark.usefixtures("_cuda")
+def test_a_gpu_is_compiled_for_and_measured():
+    def fn(key, tree, number):
+        return jr.normal(key, (8, 128)) + tree["a"] + number
+
+    made = compile_for("h100", fn, jr.key(0), {"a": np.ones((8, 128))}, 2.0)
+    assert (made.target, made.fits, made.outputs) == ("h100", True, 8 * 128 * 4)
+    assert not compile_for("h100", lambda x: x @ x, square(200_000)).fits
+
+
+@pytest.mark.aot
+@pytest.mark.misuse
+@pytest.mark.usefixtures("_cuda")
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_shared_memory_overflow_has_sizes():
+    def kernel(x, out):
+        out[...] = x[...] @ x[...]
+
+    def fn(x):
+        params = triton.CompilerParams(num_warps=8)
+        return pl.pallas_call(kernel, out_shape=x, compiler_params=params)(x)
+
+    made = compile_for("h100", fn, square(128))
+    assert "gpu.triton" in str(made.compiled.as_text())
+    with pytest.raises(
+        aot.DoesNotFitError, match=r"KiB of shared memory.*smaller"
+    ) as e:
+        compile_for("h100", fn, square(256))
+    assert e.value.memory == "shared memory"
+    assert e.value.needed > e.value.available == 227 * 2**10
+
+
 @pytest.mark.parametrize(
     ("text", "sizes"),
     [
@@ -131,6 +171,11 @@ def test_a_kernel_compiles_and_what_a_tpu_lacks_does_not():
             "(size=134217728) :: #allocation2 [shape = 'u8[268435456]{0}', space=vmem",
             ("VMEM", 2**28, 2**27),
         ),
+        (
+            "RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 327680, "
+            "available: 232448, context: []",
+            ("shared memory", 327680, 232448),
+        ),
     ],
 )
 def test_the_compilers_words_are_read(text, sizes):
@@ -147,11 +192,15 @@ def test_unknown_target_gives_the_nearest():
 
 
 @pytest.mark.misuse
-def test_old_jax_and_missing_libtpu_are_refused(monkeypatch):
+def test_old_jax_and_missing_compilers_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 7, 2))
     with pytest.raises(ValueError, match=r"needs jax >= 0\.8"):
         compile_for("v5e", jnp.sin, 1.0)
+    with pytest.raises(ValueError, match=r"needs jax >= 0\.9"):
+        compile_for("h100", jnp.sin, 1.0)
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "jaxlr\[aot\]"'):
         compile_for("v5e", jnp.sin, 1.0)
+    with pytest.raises(ValueError, match=r'pip install "jaxlr\[aot-cuda\]"'):
+        compile_for("h100", jnp.sin, 1.0)

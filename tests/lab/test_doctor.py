@@ -39,9 +39,11 @@ def test_what_is_missing_is_named_and_what_is_there_is_not(monkeypatch, package,
 
 
 def test_compilation_is_judged_by_aot(monkeypatch):
-    monkeypatch.setattr(aot, "why_not", lambda: "No libtpu.")
-    assert ("jaxlr compile, tests marked aot", "No libtpu.") in doctor.limits([])
-    monkeypatch.setattr(aot, "why_not", lambda: "")
+    monkeypatch.setattr(aot, "why_not", lambda platform: f"No {platform}.")
+    for name, reason in (("TPUs", "No tpu."), ("GPUs", "No cuda.")):
+        what = f"jaxlr compile for {name}, tests marked aot"
+        assert (what, reason) in doctor.limits([])
+    monkeypatch.setattr(aot, "why_not", lambda platform: "")
     assert not any("compile" in limit.what for limit in doctor.limits([]))
 
 

@@ -9,15 +9,18 @@ than a tile of scores ever exists.
 """
 
 from collections.abc import Sequence
+import functools as ft
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlr.kernels._common import Implementation, pick
-from jaxlr.kernels.tensor_attention import _tpu, _xla
+from jaxlr.kernels.tensor_attention import _gpu, _tpu, _xla
 from jaxlr.kernels.tensor_attention._plan import (
     Head,
+    Options,
     Plan,
     TensorBlocks as TensorBlocks,
     Window as Window,
@@ -54,15 +57,19 @@ def tensor_attention(
         is_ordered: Whether positions must not fall from mode to mode. Static.
         mask: Where scores count, an axis for each of Z, T and the modes, of its length
             or 1.
-        blocks: None: with XLA 16 queries, 16 positions and 128 of the last mode; 128
-            queries for one mode; in a kernel 64, 128 and 512. A kernel needs multiples
-            of 16, 16 and 128. Static.
-        precision: Of products. Static.
-        implementation: `"xla"` anywhere; it repeats keys that heads share. `"pallas"`
-            on a TPU, two modes of float32 or bfloat16; the gradient holds those of the
-            keys and values of a head in VMEM. `"pallas_interpret"`: the same kernel
-            anywhere, slow, for tests. None is `"xla"`. There is no silent fallback.
-            Static.
+        blocks: None: with XLA 16 queries, 16 positions and 128 of the last mode, but
+            128 queries for one mode; on a TPU 32, 128 and 512, of which it takes
+            multiples of 16, 16 and 128; on a GPU 32 each for float32 and 64 for
+            bfloat16, and powers of two from 16. Static.
+        precision: Of products; a kernel makes those of bfloat16 as they are. Static.
+        implementation: `"xla"` anywhere; it repeats keys that heads share. `"pallas"`:
+            kernels for two modes of float32 or bfloat16. On a TPU the gradient holds
+            those of the keys and values of a head in VMEM. On a GPU, by Triton, it
+            takes 22 d flops, and results are the same every time; full products of
+            float32 do not use its matrix unit, those at "TF32_TF32_F32_X3" do. What is
+            compiled on a CPU for either has to suit both. `"pallas_interpret"`: the
+            same kernels, a TPU's on a CPU, slow, for tests. None is `"xla"`. There is
+            no silent fallback. Static.
 
     Returns:
         `(out, lse)`; where a query sees nothing, 0 and -inf.
@@ -75,52 +82,26 @@ def tensor_attention(
         Dao, Fu, Ermon, Rudra, Re. "FlashAttention: Fast and Memory-Efficient Exact
         Attention with IO-Awareness". 2022. arXiv:2205.14135.
     """
-    implementation = pick(implementation)
-    lens = [k.shape[1] for k in keys]
-    num_steps = query.shape[1]
-    form = _xla if implementation == "xla" else _tpu
-    num_queries, sizes = form.tiles(query, lens, blocks)
-    plan = Plan(windows, is_ordered, num_queries, sizes, precision, implementation)
-
-    def whole(x, size, axis=1):
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = 0, -x.shape[axis] % size
-        return jnp.pad(x, widths)
-
-    if mask is not None:
-        for axis, size in enumerate((plan.num_queries, *plan.sizes), 1):
-            mask = whole(mask, size, axis) if mask.shape[axis] > 1 else mask
-    head = Head(
-        whole(query, plan.num_queries),
-        tuple(map(whole, keys, plan.sizes)),
-        tuple(map(whole, values, plan.sizes)),
-        lengths,
-        mask,
-    )
-    out, lse = _attend(plan, head)
-    return out[:, :num_steps], lse[:, :num_steps]
+    options = Options(windows, is_ordered, precision, pick(implementation), blocks)
+    return _attend(options, Head(query, tuple(keys), tuple(values), lengths, mask))
 
 
-def _form(plan):
-    return _xla if plan.implementation == "xla" else _tpu
+def _value(options, head):
+    return _by_form(_forward, options, head)
 
 
-def _value(plan, head):
-    return _form(plan).forward(plan, head)
-
-
-def _fwd(plan, head):
-    out, lse = _value(plan, head)
+def _fwd(options, head):
+    out, lse = _value(options, head)
     return (out, lse), (head, out, lse)
 
 
-def _bwd(plan, saved, cotangents):
+def _bwd(options, saved, cotangents):
     head, out, lse = saved
     d_out, d_lse = cotangents
     wide = lse.dtype
     # Of the softmax's derivative, what all scores of a query share.
     shared = jnp.sum(out.astype(wide) * d_out.astype(wide), axis=-1) - d_lse
-    gradients = _form(plan).backward(plan, head, lse, d_out, shared)
+    gradients = _by_form(_backward, options, head, lse, d_out, shared)
     like = head.query, head.keys, head.values
     query, keys, values = jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, like)
     return (Head(query, keys, values, None, None),)
@@ -128,3 +109,56 @@ def _bwd(plan, saved, cotangents):
 
 _attend = jax.custom_vjp(_value, nondiff_argnums=(0,))
 _attend.defvjp(_fwd, _bwd)
+
+
+def _by_form(function, options, *operands):
+    def of(form):
+        return ft.partial(function, form, options)
+
+    if options.implementation == "xla":
+        return of(_xla)(*operands)
+    backend = jax.default_backend()
+    if backend == "gpu":
+        return of(_gpu)(*operands)
+    if backend == "tpu" or options.implementation == "pallas_interpret":
+        return of(_tpu)(*operands)
+    # To compile for what is not here.
+    return lax.platform_dependent(*operands, cuda=of(_gpu), default=of(_tpu))
+
+
+def _forward(form, options, head):
+    plan, tiled = _tiled(form, options, head)
+    num_queries = head.query.shape[1]
+    out, lse = form.forward(plan, tiled)
+    return out[:, :num_queries], lse[:, :num_queries]
+
+
+def _backward(form, options, head, *others):
+    plan, tiled = _tiled(form, options, head)
+    others = (_whole(x, 1, plan.num_queries) for x in others)
+    gradients = form.backward(plan, tiled, *others)
+    like = head.query, head.keys, head.values
+    return jax.tree.map(lambda g, x: g[:, : x.shape[1]], gradients, like)
+
+
+def _tiled(form, options, head):
+    """The plan, and whole tiles."""
+    lens = [key.shape[1] for key in head.keys]
+    num_queries, sizes = form.tiles(head.query, lens, options.blocks)
+    mask = head.mask
+    if mask is not None:
+        for axis, size in enumerate((num_queries, *sizes), 1):
+            mask = _whole(mask, axis, size) if mask.shape[axis] > 1 else mask
+    keys, values = (
+        tuple(_whole(x, 1, size) for x, size in zip(part, sizes, strict=True))
+        for part in (head.keys, head.values)
+    )
+    query = _whole(head.query, 1, num_queries)
+    plan = Plan(*options[:-1], num_queries=num_queries, sizes=sizes)
+    return plan, Head(query, keys, values, head.lengths, mask)
+
+
+def _whole(x, axis, size):
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = 0, -x.shape[axis] % size
+    return jnp.pad(x, widths)

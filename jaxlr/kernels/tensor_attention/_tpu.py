@@ -14,9 +14,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlr.kernels._common import LANE, round_up, SUBLANE, VMEM_MOST, VMEM_SPARE
-from jaxlr.kernels.tensor_attention._plan import is_seen, Plan, TensorBlocks
+from jaxlr.kernels.tensor_attention._plan import div, dot, is_seen, Plan, TensorBlocks
 
 
 _F32 = jnp.float32
@@ -181,7 +182,7 @@ def _of_places(plan, head, mode):
     size = plan.sizes[mode]
 
     def index(z, i, t2, t1):
-        return lax.div(z, group), _tile(plan, length, mode, i, (t1, t2)[mode]), 0
+        return div(z, group), _tile(plan, length, mode, i, (t1, t2)[mode]), 0
 
     return pl.BlockSpec((1, size, features), index)
 
@@ -190,7 +191,7 @@ def _whole(head, x):
     heads, length, features = x.shape
     group = len(head.query) // heads
     return pl.BlockSpec(
-        (1, length, features), lambda z, i, t2, t1: (lax.div(z, group), 0, 0)
+        (1, length, features), lambda z, i, t2, t1: (div(z, group), 0, 0)
     )
 
 
@@ -213,9 +214,9 @@ def _reach(plan, length, mode, i):
     start, end = i * plan.num_queries, (i + 1) * plan.num_queries - 1
     first, last = 0, length // size - 1
     if left is not None:
-        first = lax.div(jnp.maximum(start - left, 0), size)
+        first = div(jnp.maximum(start - left, 0), size)
     if right is not None:
-        last = jnp.minimum(lax.div(end + right, size), last)
+        last = jnp.minimum(div(end + right, size), last)
     return first, last
 
 
@@ -249,12 +250,12 @@ def _over_tile(static, lengths, mask, function):
         is_here &= (first + step <= last) & (starts[mode] < lengths[0, 0, mode])
     shape = plan.num_queries * _ROWS, plan.sizes[1]
     row, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-    query = i * plan.num_queries + lax.div(row, _ROWS)
+    query = i * plan.num_queries + div(row, _ROWS)
 
     def group(number, _):
         begin = pl.multiple_of(number * _ROWS, _ROWS)
         at = pl.ds(begin, _ROWS)
-        places = [starts[0] + begin + lax.rem(row, _ROWS), starts[1] + column]
+        places = [starts[0] + begin + lax.rem(row, np.int32(_ROWS)), starts[1] + column]
         seen = is_seen(plan, query, places, [lengths[0, 0, 0], lengths[0, 0, 1]])
         if mask is not None:
             part = mask[0, :, at if mask.shape[2] > 1 else slice(None)]
@@ -275,18 +276,18 @@ def _forward_kernel(static, lengths, query, k1, k2, v1, v2, *rest):
 
     @pl.when(is_first)
     def _():
-        most[...] = jnp.full(most.shape, -jnp.inf)
-        total[...] = jnp.zeros(total.shape)
-        sums[...] = jnp.zeros(sums.shape)
+        most[...] = jnp.full(most.shape, -jnp.inf, _F32)
+        total[...] = jnp.zeros(total.shape, _F32)
+        sums[...] = jnp.zeros(sums.shape, _F32)
 
     def add(at, seen):
         rows = _rows(query[0], k1[0, at]).astype(dtype)
-        scores = jnp.where(seen, _dot(plan, rows, k2[0], 1, 1), -jnp.inf)
+        scores = jnp.where(seen, dot(plan, rows, k2[0], 1, 1), -jnp.inf)
         new = jnp.maximum(most[...], jnp.max(scores, axis=1, keepdims=True))
         level = jnp.where(new == -jnp.inf, 0.0, new)  # no -inf - -inf
         share = jnp.exp(scores - level)
         kept = jnp.exp(most[...] - level)
-        found = _dot(plan, share.astype(dtype), v2[0], 1, 0)
+        found = dot(plan, share.astype(dtype), v2[0], 1, 0)
         ones = jnp.ones((plan.num_queries, features), _F32)
         most[...] = new
         total[...] = total[...] * kept + jnp.sum(share, axis=1, keepdims=True)
@@ -315,14 +316,14 @@ def _backward_kernel(static, lengths, query, k1, k2, v1, v2, d_out, lse, *rest):
 
     @pl.when(is_first)
     def _():
-        d_query[...] = jnp.zeros(d_query.shape)
+        d_query[...] = jnp.zeros(d_query.shape, _F32)
 
     for mode, gradients in enumerate(((d_k1, d_v1), (d_k2, d_v2))):
 
-        @pl.when(is_first & (i == 0) & (lax.rem(z, static.groups[mode]) == 0))
+        @pl.when(is_first & (i == 0) & (lax.rem(z, np.int32(static.groups[mode])) == 0))
         def _(gradients=gradients):
             for gradient in gradients:
-                gradient[...] = jnp.zeros(gradient.shape)
+                gradient[...] = jnp.zeros(gradient.shape, _F32)
 
     starts = [
         pl.multiple_of(
@@ -339,16 +340,16 @@ def _backward_kernel(static, lengths, query, k1, k2, v1, v2, d_out, lse, *rest):
         into = _rows(d_out[0], value).astype(dtype)
         # Of a query that sees nothing, and of what is not seen: no -inf - -inf.
         level = _rows(jnp.where(lse[0] == -jnp.inf, 0.0, lse[0]), ones)
-        scores = jnp.where(seen, _dot(plan, rows, k2[0], 1, 1), -jnp.inf)
+        scores = jnp.where(seen, dot(plan, rows, k2[0], 1, 1), -jnp.inf)
         share = jnp.exp(scores - level)
-        d_share = _dot(plan, into, v2[0], 1, 1)
+        d_share = dot(plan, into, v2[0], 1, 1)
         d_score = (share * (d_share - _rows(shared[0], ones))).astype(dtype)
         share = share.astype(dtype)
         inner = pl.ds(starts[1], plan.sizes[1])
-        d_k2[0, inner] += _dot(plan, d_score, rows, 0, 0)
-        d_v2[0, inner] += _dot(plan, share, into, 0, 0)
-        d_rows = _split(plan, _dot(plan, d_score, k2[0], 1, 0))
-        seen_values = _split(plan, _dot(plan, share, v2[0], 1, 0))
+        d_k2[0, inner] += dot(plan, d_score, rows, 0, 0)
+        d_v2[0, inner] += dot(plan, share, into, 0, 0)
+        d_rows = _split(plan, dot(plan, d_score, k2[0], 1, 0))
+        seen_values = _split(plan, dot(plan, share, v2[0], 1, 0))
         d_query[0] += jnp.sum(d_rows * key.astype(_F32)[None], axis=1)
         outer = pl.ds(pl.multiple_of(starts[0] + at.start, _ROWS), _ROWS)
         d_k1[0, outer] += jnp.sum(d_rows * query[0].astype(_F32)[:, None], axis=0)
@@ -374,13 +375,3 @@ def _rows(query, places):
 def _split(plan, rows):
     """An axis of queries and one of places."""
     return rows.reshape(plan.num_queries, _ROWS, rows.shape[1])
-
-
-def _dot(plan, a, b, axis_a, axis_b):
-    return lax.dot_general(
-        a,
-        b,
-        (((axis_a,), (axis_b,)), ((), ())),
-        precision=plan.precision if a.dtype == _F32 else None,
-        preferred_element_type=_F32,
-    )

@@ -185,13 +185,13 @@ def compile_(
         tyro.conf.arg(metavar="N", help_behavior_hint="(default: the whole group)"),
     ] = None,
 ) -> int:
-    """Does an experiment compile for a TPU, and fit? No TPU is needed.
+    """Does an experiment compile for a TPU or GPU, and fit? None is needed.
 
     A chunk of its largest compile group goes through the real compiler, in 32 bits.
 
     Args:
         experiment: A name from `jaxlr list`, or the path of a file of your own.
-        target: The chip: v4, v5e, v5p or v6e.
+        target: The chip: v4, v5e, v5p, v6e or h100.
         smoke: The small size.
         chunk: Cells in flight at once.
     """
