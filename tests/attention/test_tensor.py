@@ -189,9 +189,9 @@ TILED = {
     "windows": {"local_window_size": ((4, 2), (9, 0))},
     "causal_window": {"local_window_size": 5, "is_causal": True},
     "ordered": {"ordered": True, "is_causal": True},
-    "lengths": {"key_lengths": (jnp.array([19, 0]), jnp.array([3, 41]))},
+    "lengths": {"key_lengths": (jnp.array([19, 0]), jnp.array([3, 280]))},
     "mask": {
-        "mask": jnp.asarray(np.random.default_rng(0).random((1, 2, 21, 1, 131)) < 0.3)
+        "mask": jnp.asarray(np.random.default_rng(0).random((1, 2, 21, 1, 300)) < 0.3)
     },
 }
 
@@ -200,7 +200,7 @@ TILED = {
 def test_values_and_gradients_over_many_tiles(x64, name):
     """No size is a multiple of a tile's."""
     options = TILED[name]
-    arrays = draw((19, 131), queries=21)
+    arrays = draw((19, 300), queries=21)
     weight = jr.normal(jr.key(9), arrays[0].shape)
     found, wanted = (
         jax.jit(
@@ -218,7 +218,7 @@ def test_values_and_gradients_over_many_tiles(x64, name):
 def test_values_and_gradients_of_polynomials_over_many_chunks(x64, name, monkeypatch):
     """Of a few rows; sizes are no multiples of them, nor chunks of a square number."""
     options = TILED[name]
-    arrays = draw((19, 41), queries=21, size=0.3)
+    arrays = draw((19, 300), queries=21, size=0.3)
     weight = jr.normal(jr.key(9), arrays[0].shape)
     num_features = attention.num_features(4, 8)
     monkeypatch.setattr(_polynomial, "_CHUNK", 4 * num_features * 5 * 4)
@@ -341,9 +341,9 @@ def test_queries_that_see_nothing_find_0_and_have_no_gradient(implementation):
 @pytest.mark.parametrize("implementation", ["reference", "xla", "polynomial"])
 def test_what_lies_beyond_the_lengths_may_be_nan(implementation):
     """Known and traced lengths, some beyond the positions there are."""
-    query, keys, values = draw((5, 131), size=0.4)
-    lengths = jnp.array([4, 131])
-    beyond = jnp.arange(131)[:, None, None] >= lengths[:, None, None, None]
+    query, keys, values = draw((5, 300), size=0.4)
+    lengths = jnp.array([4, 300])
+    beyond = jnp.arange(300)[:, None, None] >= lengths[:, None, None, None]
     spoilt = [(x[0], jnp.where(beyond, jnp.nan, x[1])) for x in (keys, values)]
 
     def loss(keys, values, lengths):

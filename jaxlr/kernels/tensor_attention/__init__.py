@@ -57,8 +57,8 @@ def tensor_attention(
         is_ordered: Whether positions must not fall from mode to mode. Static.
         mask: Where scores count, an axis for each of Z, T and the modes, of its length
             or 1.
-        blocks: None: with XLA 16 queries, 16 positions and 128 of the last mode, but
-            128 queries for one mode; on a TPU 32, 128 and 512, of which it takes
+        blocks: None: with XLA 16 queries, 8 positions and 256 of the last mode, but 128
+            queries for one mode; on a TPU 32, 128 and 512, of which it takes
             multiples of 16, 16 and 128; on a GPU 32 each for float32 and 64 for
             bfloat16, and powers of two from 16. Static.
         precision: Of products; a kernel makes those of bfloat16 as they are. Static.

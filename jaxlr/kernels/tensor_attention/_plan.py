@@ -25,8 +25,8 @@ class TensorBlocks:
     """
 
     query: int = 16
-    outer: int = 16
-    inner: int = 128
+    outer: int = 8
+    inner: int = 256
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
