@@ -216,12 +216,13 @@ def test_values_and_gradients_over_many_tiles(x64, name):
 
 @pytest.mark.parametrize("name", ["all", "causal", "windows", "ordered", "lengths"])
 def test_values_and_gradients_of_polynomials_over_many_chunks(x64, name, monkeypatch):
-    """Of a few rows; sizes are no multiples of them, nor chunks of a square number."""
+    """Of five rows; sizes are no multiples of them, nor chunks of a square number."""
     options = TILED[name]
     arrays = draw((19, 300), queries=21, size=0.3)
     weight = jr.normal(jr.key(9), arrays[0].shape)
     num_features = attention.num_features(4, 8)
-    monkeypatch.setattr(_polynomial, "_CHUNK", 4 * num_features * 5 * 4)
+    monkeypatch.setattr(_polynomial, "_CHUNK", 4 * num_features * 5 * 5)
+    monkeypatch.setattr(_polynomial, "_ROWS", 2)
     found, wanted = (
         jax.jit(
             jax.value_and_grad(

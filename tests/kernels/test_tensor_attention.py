@@ -1,6 +1,6 @@
 """Kernels of attention against all scores at once in float64: values, gradients, vmap.
 
-Scores have a standard deviation of 2; attention to all alike would fail.
+Scores have a standard deviation of 1.2; attention to all alike would fail.
 """
 
 import functools as ft
@@ -19,8 +19,8 @@ from jaxlr.lab import aot, compile_for
 F32 = jnp.float32
 BF16 = jnp.bfloat16
 OPEN = ((None, None), (None, None))
-SMALL = {"tpu": TensorBlocks(16, 16, 128), "gpu": TensorBlocks(16, 16, 16)}
-LENS = 37, (21, 150)  # no multiples of tiles
+SMALL = {"tpu": TensorBlocks(16, 32, 128), "gpu": TensorBlocks(16, 16, 16)}
+LENS = 37, (40, 150)  # no multiples of tiles
 HEADS = 4
 
 
@@ -38,7 +38,7 @@ def draw(*shape, seed=0, dtype=F32):
 def make(groups=(1, 1), dtype=F32, features=8):
     """Query, keys and values."""
     num_queries, lens = LENS
-    query = 2 / np.sqrt(features) * draw(HEADS, num_queries, features, dtype=dtype)
+    query = 1.2 / np.sqrt(features) * draw(HEADS, num_queries, features, dtype=dtype)
     sets = [
         tuple(
             draw(HEADS // group, length, features, seed=seed + mode, dtype=dtype)
@@ -114,11 +114,11 @@ def close(got, want, tolerance, at_least=1.0):
 
 RNG = np.random.default_rng(0)
 MASK = RNG.random((HEADS, LENS[0], *LENS[1])) < 0.5
-LENGTHS = np.array([[3, 100], [21, 1], [0, 5], [20, 150]])
+LENGTHS = np.array([[3, 100], [40, 1], [0, 5], [20, 150]])
 CASES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "all": ({}, (1, 1)),
     "causal": ({"windows": ((None, 0), (None, 0))}, (1, 2)),
-    "windows": ({"windows": ((3, 2), (30, 9))}, (1, 1)),
+    "windows": ({"windows": ((3, 1), (30, 9))}, (1, 1)),
     "ordered": ({"is_ordered": True}, (1, 1)),
     "shared": ({"windows": ((12, None), (None, 7))}, (2, 4)),
     "lengths": ({"lengths": LENGTHS}, (1, 1)),
