@@ -19,6 +19,8 @@ from jaxlr.lab import find
 
 # Their smoke sizes take 20 s or more to compile and run on two cores.
 HEAVY = {
+    "attention.digits",
+    "attention.match3_learned",
     "sensing.completion_photograph",
     "sensing.overparameterization",
     "sensing.photograph",

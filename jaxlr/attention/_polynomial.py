@@ -307,7 +307,8 @@ def _shifted(x, offset, num):
 def _split(tree, size):
     """Leading axes cut into chunks of about that size, the last filled with zeros."""
     num = len(jax.tree.leaves(tree)[0])
-    size = min(max(size, 1), num)
+    num_chunks = -(-num // max(size, 1))
+    size = -(-num // num_chunks)  # all alike, so that little is filled
 
     def cut(x):
         x = jnp.pad(x, [(0, -num % size), *[(0, 0)] * (x.ndim - 1)])

@@ -12,6 +12,18 @@ BUILT, WITHOUT = (
     {"seed": 1, "num_positions": 64, "has_blank": b} for b in (True, False)
 )
 
+EQUAL, STEEPER, WIDER = (
+    {"num_features": d, "degree": degree} for d, degree in ((4, 2), (4, 3), (8, 2))
+)
+
+CUBIC, LINEAR = (
+    {"num_positions": 65536, "implementation": name} for name in ("xla", "polynomial")
+)
+
+EXACTLY, TAYLOR = ({"kind": kind} for kind in ("bounded", "polynomial"))
+
+TENSOR, MATRIX = ({"architecture": name} for name in ("tensor", "matrix"))
+
 WRONG = {
     "bounded_entries": {
         "B = 1: largest error at degree 2": ("error", NAN, (ONE, plus(3e-5))),
@@ -21,10 +33,95 @@ WRONG = {
         "error over certificate": ("certificate", NAN, (ONE, times(1e-8))),
         "B = 3: error": ("error", NAN, (THREE, times(0.1))),
     },
+    "crossover": {
+        "length of equal flops over n*": (
+            "crossover",
+            NAN,
+            (EQUAL, times(0.9)),
+            (EQUAL, times(1.2)),
+        ),
+        "length of equal flops over that of one": (
+            "crossover",
+            NAN,
+            (STEEPER, times(0.8)),
+        ),
+        "length of equal flops over that of half": (
+            "crossover",
+            NAN,
+            (WIDER, times(0.8)),
+        ),
+        "largest error": ("error", NAN, (EQUAL, plus(1e-4))),
+    },
+    "digits": {
+        "test accuracy": ("accuracy", NAN, (EXACTLY, times(0.9))),
+        "polynomial: test": (
+            "accuracy",
+            NAN,
+            (EXACTLY, plus(0.02)),
+            (EXACTLY, plus(-0.02)),
+        ),
+        "polynomial: share": ("changed", NAN, (TAYLOR, plus(0.02))),
+    },
     "match3": {
         "accuracy": ("accuracy", NAN, (BUILT, plus(-1e-3))),
         "distance": ("margin", NAN, (BUILT, plus(-0.02))),
         "share": ("matching", NAN, (BUILT, times(0.0)), (BUILT, plus(1))),
         "without": ("accuracy", NAN, (WITHOUT, plus(1e-3)), (WITHOUT, plus(-1e-3))),
+    },
+    "match3_learned": {
+        "parameters": ("num_parameters", NAN, (MATRIX, times(0.99))),
+        "tensor: accuracy": ("accuracy", NAN, (TENSOR, plus(-0.3))),
+        "tensor above matrix": (
+            "auc",
+            NAN,
+            (TENSOR, plus(-0.1)),
+            (MATRIX, plus(0.1)),
+        ),
+    },
+    "scaling": {
+        "polynomial, value: slope": (
+            "flops",
+            NAN,
+            (LINEAR, times(0.9)),
+            (LINEAR, times(1.1)),
+        ),
+        "exact, value: slope": (
+            "flops",
+            NAN,
+            (CUBIC, times(0.8)),
+            (CUBIC, times(1.2)),
+        ),
+        "all forms, value: slope": ("memory", NAN, (LINEAR, times(16))),
+        "exact, value: memory": ("memory", NAN, (CUBIC, plus(4e6))),
+        "polynomial, value and gradient: slope": (
+            "gradient_flops",
+            NAN,
+            (LINEAR, times(0.9)),
+            (LINEAR, times(1.1)),
+        ),
+        "exact, value and gradient: slope": (
+            "gradient_flops",
+            NAN,
+            (CUBIC, times(0.8)),
+            (CUBIC, times(1.2)),
+        ),
+        "all forms, value and gradient: slope": (
+            "gradient_memory",
+            NAN,
+            (LINEAR, times(16)),
+        ),
+        "exact, value and gradient: memory": (
+            "gradient_memory",
+            NAN,
+            (CUBIC, plus(4e6)),
+        ),
+        "all forms, value: flops": (
+            "flops",
+            NAN,
+            (LINEAR, times(0.9)),
+            (CUBIC, times(1.1)),
+        ),
+        "all forms: flops": ("gradient_flops", NAN, (CUBIC, times(1.15))),
+        "all forms, n = 64": ("error", NAN, (LINEAR, plus(1e-4))),
     },
 }
