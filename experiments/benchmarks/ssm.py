@@ -14,7 +14,6 @@ what a copy reaches. On a TPU kernels are timed against XLA too. Writes
 """
 
 import functools as ft
-import time
 from typing import Any
 
 import equinox as eqx
@@ -27,28 +26,12 @@ from jaxlr import kernels, ssm
 from jaxlr.ssm import sequence
 from jaxlr.ssm.discretize import log_discretize
 
-from .timing import paired, provenance, write
+from .timing import compiled, paired, provenance, with_verdict, write
 
 
 CHANNELS, STATES, LENGTH = 256, 64, 16384
 SCAN = (8, 4096, 64)  # sequences, steps, states
 FEATURES, LAYERS, STEPS, BATCH = 64, 4, 1024, 4
-
-
-def compiled(function, *args):
-    """A call of the compiled function, seconds of compilation, MiB of temporaries."""
-    lowered = jax.jit(function).lower(*args)
-    begun = time.perf_counter()
-    program = lowered.compile()
-    duration = time.perf_counter() - begun
-    sizes: Any = program.memory_analysis()
-    call = lambda: jax.block_until_ready(program(*args))  # noqa: E731
-    return call, duration, sizes.temp_size_in_bytes / 2**20
-
-
-def with_verdict(report, sentence, holds):
-    """The report, its target and whether it is met."""
-    return report | {"target": sentence, "holds": bool(holds)}
 
 
 def against_a_copy(function, *args):

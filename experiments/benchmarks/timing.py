@@ -7,6 +7,7 @@ from pathlib import Path
 import platform
 import statistics
 import time
+from typing import Any
 
 import jax
 
@@ -42,6 +43,22 @@ def paired(ours, theirs, repeats, *, is_settled=False):
         "ratio_max": max(ratios),
         "repeats": repeats,
     }
+
+
+def compiled(function, *args):
+    """A call of the compiled function, seconds of compilation, MiB of temporaries."""
+    lowered = jax.jit(function).lower(*args)
+    begun = time.perf_counter()
+    program = lowered.compile()
+    duration = time.perf_counter() - begun
+    sizes: Any = program.memory_analysis()
+    call = lambda: jax.block_until_ready(program(*args))  # noqa: E731
+    return call, duration, sizes.temp_size_in_bytes / 2**20
+
+
+def with_verdict(report, sentence, holds):
+    """The report, its target and whether it is met."""
+    return report | {"target": sentence, "holds": bool(holds)}
 
 
 def provenance():
