@@ -12,13 +12,15 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) <= (0, 10):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"  # jax 0.12 knows no such flag
 
 
-# Decompositions of batches wait for each other's threads, on two cores for ever.
+# Decompositions of batches wait for each other's threads, on two cores for ever: the
+# flag alone does not always prevent it.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 def pytest_configure(config):
     """Quick compilation where slow tests are left out: those run for longer."""
     is_quick = "not slow" in config.option.markexpr
+    os.environ["NPROC"] = "1"  # threads of XLA's pool; the tests' processes are two
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{_FLAGS if is_quick else ''} {_ONE_THREAD} {given}"
 

@@ -113,14 +113,17 @@ def _one_head(
             both = sums.ordered(query, rows)
         else:
             both = sums.read(query, sums.ordered_total(rows))
-        shares = both[:, -1]
-        is_seen = shares != 0
+        is_seen = jnp.ones(length, bool)
+        for here in counted:
+            here = _shifted(here[:, None], 0, length)[:, 0]
+            is_seen = jnp.cumsum(here & is_seen) > 0
+        if not is_causal:
+            is_seen = jnp.broadcast_to(is_seen[-1], (num_queries,))
     else:
         if all(window == (None, None) for window in windows):
             both = sums.read(query, ft.reduce(jnp.multiply, map(sums.total, rows)))
         else:
             both = sums.moving(query, rows, windows)
-        shares = both[:, -1]
         is_seen = ft.reduce(
             jnp.logical_and,
             (
@@ -128,9 +131,23 @@ def _one_head(
                 for here, window in zip(counted, windows, strict=True)
             ),
         )
-    shares = jnp.where(is_seen, shares, 1)
-    out = jnp.where(is_seen[:, None], both[:, :-1] / shares[:, None], 0)
-    return out.astype(out_type), jnp.where(is_seen, jnp.log(shares), -jnp.inf)
+    out, shares = normalized(both, is_seen[:, None])
+    lse = jnp.where(is_seen, jnp.log(shares[:, 0]), -jnp.inf)
+    return out.astype(out_type), lse
+
+
+def normalized(both, is_seen):
+    """Sums of values over those of shares, the last column, and the latter.
+
+    NaN where those are not positive, 0 where nothing is seen.
+    """
+    is_positive = both[..., -1:] > 0
+    shares = jnp.where(is_positive, both[..., -1:], 1)
+    out = jnp.where(is_positive, both[..., :-1] / shares, jnp.nan)
+    return (
+        jnp.where(is_seen, out, 0),
+        jnp.where(is_positive | ~is_seen, shares, jnp.nan),
+    )
 
 
 class _Sums:

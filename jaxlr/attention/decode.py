@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlr.attention._polynomial import features, table
+from jaxlr.attention._polynomial import features, normalized, table
 
 
 class PolynomialState(eqx.Module):
@@ -124,6 +124,8 @@ def query(
 ) -> Float[Array, "B N d"]:
     """What a query finds in the positions so far; 0 if there are none.
 
+    NaN where an odd degree makes a sum of shares that is not positive.
+
     What `tensor_attention(implementation="polynomial", is_causal=True)` gives it.
 
     Args:
@@ -148,7 +150,6 @@ def query(
         product,
         precision="highest",
     )
-    shares = both[..., -1:]
-    is_seen = shares != 0
-    out = jnp.where(is_seen, both[..., :-1] / jnp.where(is_seen, shares, 1), 0)
+    # The monomial 1 times 1 counts positions.
+    out, _ = normalized(both, product[..., 0, -1:] > 0)
     return out.astype(queries.dtype)

@@ -386,3 +386,37 @@ def test_one_position_at_a_time(x64, ordered):
     np.testing.assert_array_equal(attention.query(state, query[:, 0]), 0)
     _, out = jax.lax.scan(step, state, rows)
     np.testing.assert_allclose(jnp.moveaxis(out, 0, 1), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("size", [-1.0, -3.0])
+def test_sums_of_shares_that_are_not_positive_are_nan(ordered, size):
+    """1 + s is 0 at -1; where all is traced there is no error."""
+    one = jnp.ones((1, 1, 1, 1))
+    options = {"implementation": "polynomial", "degree": 1, "scale": 1.0}
+    options |= {"ordered": ordered, "return_residual": True}
+    call = jax.jit(
+        lambda q: attention.tensor_attention(q, (one, one), (one, one), **options)
+    )
+    assert all(jnp.isnan(x).all() for x in call(size * one))
+    assert jnp.isfinite(call(one)[1]).all()
+    with pytest.raises(ValueError, match="not positive; use an even degree"):
+        attention.tensor_attention(size * one, (one, one), (one, one), **options)
+    state = attention.init_state(2, 1, 1, 1, degree=1, ordered=ordered)
+    state = attention.update(state, (one[0], one[0]), (one[0], one[0]))
+    assert jnp.isnan(attention.query(state, size * one[0], scale=1.0)).all()
+
+
+@pytest.mark.parametrize("implementation", ["xla", "polynomial"])
+def test_lengths_may_be_of_any_integer_type(implementation):
+    arrays = draw((300,), size=0.4)
+    found = [
+        attention.tensor_attention(
+            *arrays,
+            key_lengths=jnp.array([3, 100], dtype),
+            implementation=implementation,
+        )
+        for dtype in (jnp.uint8, jnp.int8, jnp.int32)
+    ]
+    for other in found[:2]:
+        np.testing.assert_array_equal(other, found[2])
