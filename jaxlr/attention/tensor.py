@@ -87,10 +87,10 @@ def tensor_attention(
             causality, windows and order multiply sums of every mode at every query, 14
             times the flops at d = 4 and degree 4. Gradients are products with the same
             factors, 2 to 3 times the flops. NaN where a sum of shares is not positive.
-            A window subtracts what leaves it: its rounding is that of the largest values
-            seen before, and an infinite one stays. None: `"xla"`; with `error_bound`,
-            `"polynomial"` where that bound is certain and the mask allows it. Only
-            kernels do not repeat keys that heads share.
+            A window subtracts what leaves it: its rounding is that of the largest
+            values seen before, and an infinite one stays. None: `"xla"`; with
+            `error_bound`, `"polynomial"` where that bound is certain and the mask
+            allows it. Kernels share keys among heads; all others repeat them.
         degree: Of the polynomial; `"auto"` for the least even one that meets
             `error_bound`. Even ones keep shares positive.
         entry_bound: Entries of query and keys do not exceed it; known entries are
