@@ -21,11 +21,13 @@ from jaxlr.lab import find
 HEAVY = {
     "attention.digits",
     "attention.match3_learned",
+    "attention.scaling",
     "sensing.completion_photograph",
     "sensing.overparameterization",
     "sensing.photograph",
     "sharpness.digits",
     "ssm.digits",
+    "ssm.listops",
 }
 HEAVIEST = {"ssm.msam", "ssm.robustness"}  # a minute and more
 NAMES = sorted(find.names())
