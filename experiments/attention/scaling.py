@@ -11,7 +11,9 @@ flops grow as n and the exact form's as n^3, with gradients too. Those of a forw
 are 1 to 1.4 of its products', which are 6 n r (d + 1) and 4 n^3 d, and a backward pass
 takes at most three times as many. Memory grows no faster than n. Most of the exact
 form's is a tile, the same for all n; in differences between lengths it cancels, and
-there a position adds no more than five arrays as large as its query. All forms are of
+there a position adds no more than five arrays as large as its query. With causality,
+windows or order the polynomial's flops grow as n too, from n = 4096 on, where there are
+chunks enough, and are at most 16 times those of its products without. All forms are of
 one function: for entries of queries and keys uniform in [-1/2, 1/2], scores divided by
 d and n = 64, outputs agree to 1e-4 of the largest.
 
@@ -49,8 +51,18 @@ class HParams(eqx.Module):
     """Of a head, d."""
     degree: int = eqx.field(static=True, default=4)
     """Of the polynomial; the exact form has none."""
+    mask: str = eqx.field(static=True, default="none")
+    """Which scores count: "none", "causal", "windows", or "ordered" and causal."""
     num_positions: int = eqx.field(static=True, default=1024)
     """Queries, and positions of either mode, n."""
+
+
+MASKS = {
+    "none": {},
+    "causal": {"is_causal": True},
+    "windows": {"local_window_size": 100},
+    "ordered": {"ordered": True, "is_causal": True},
+}
 
 
 class Metrics(eqx.Module):
@@ -68,7 +80,7 @@ class Metrics(eqx.Module):
     """Largest error over the largest output, n = 64 and small entries [1]."""
 
 
-def _attend(implementation, degree, query, keys, values):
+def _attend(implementation, degree, mask, query, keys, values):
     return attention.tensor_attention(
         query,
         keys,
@@ -76,13 +88,14 @@ def _attend(implementation, degree, query, keys, values):
         scale=1 / query.shape[-1],
         implementation=implementation,
         degree=degree,
+        **MASKS[mask],
     )
 
 
 @ft.cache
-def _costs(implementation, num_features, degree, num_positions):
+def _costs(implementation, num_features, degree, mask, num_positions):
     """Of the value, and of value and gradient."""
-    value = ft.partial(_attend, implementation, degree)
+    value = ft.partial(_attend, implementation, degree, mask)
     x = jax.ShapeDtypeStruct((1, num_positions, 1, num_features), jnp.float32)
 
     def value_and_gradient(d_out, *arrays):
@@ -98,12 +111,13 @@ def _costs(implementation, num_features, degree, num_positions):
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """One cell: costs from the compiler, the error from random arrays."""
-    form = hparams.implementation, hparams.num_features, hparams.degree
+    name, mask = hparams.implementation, hparams.mask
+    form = name, hparams.num_features, hparams.degree, mask
     value, gradient = _costs(*form, hparams.num_positions)
     query, *sets = jr.uniform(key, (5, 1, 64, 1, hparams.num_features), minval=-1.0)
     arrays = query / 2, [x / 2 for x in sets[:2]], sets[2:]
-    out = _attend(hparams.implementation, hparams.degree, *arrays)
-    exact = _attend("reference", 0, *arrays)
+    out = _attend(name, hparams.degree, mask, *arrays)
+    exact = _attend("reference", 0, mask, *arrays)
     return Metrics(
         flops=jnp.asarray(value.flops, float),
         gradient_flops=jnp.asarray(gradient.flops, float),
@@ -113,14 +127,17 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
 
 
-FIELDS = ("implementation", "num_features", "degree")
-EXACT = ("xla", 4, 0)
+FIELDS = ("implementation", "num_features", "degree", "mask")
+EXACT = ("xla", 4, 0, "none")
+MASKED = tuple(("polynomial", 4, 2, mask) for mask in MASKS if mask != "none")
 FORMS = (
     EXACT,
-    ("polynomial", 4, 2),
-    ("polynomial", 4, 4),
-    ("polynomial", 16, 2),
+    ("polynomial", 4, 2, "none"),
+    ("polynomial", 4, 4, "none"),
+    ("polynomial", 16, 2, "none"),
+    *MASKED,
 )
+MANY_CHUNKS = 4096  # positions
 
 
 def _rows(cells, name):
@@ -132,10 +149,7 @@ def _products(cells):
     """Flops of the products alone, (form, length)."""
     n = cells["num_positions"].values.astype(float)
     rows = []
-    for d, degree, name in zip(
-        *(cells[field].values for field in ("num_features", "degree", FIELDS[0])),
-        strict=True,
-    ):
+    for name, d, degree, _ in zip(*(cells[f].values for f in FIELDS), strict=True):
         num_features = attention.num_features(int(d), int(degree))
         linear = 6 * n * num_features * (d + 1)
         rows.append(4 * n**3 * d if name == "xla" else linear)
@@ -156,9 +170,13 @@ def _steps(cells, name):
 
 def claims(results) -> list[Claim]:
     """Flops by slopes and by counts, memory by bounds, agreement."""
+    every = results
+    masked = lab.select(every, mask=[form[-1] for form in MASKED])
+    results = lab.select(results, mask="none")
     exact, linear = (
         lab.select(results, implementation=name) for name in ("xla", "polynomial")
     )
+    long = masked.isel(num_positions=masked["num_positions"] >= MANY_CHUNKS)
     names = {"value": "", "value and gradient": "gradient_"}
     query_bytes = 4 * exact["num_features"].values[0]
     added = np.diff(exact["num_positions"].values) * query_bytes
@@ -181,8 +199,14 @@ def claims(results) -> list[Claim]:
                 high=3.05,
             ),
             Claim(
+                f"polynomial with masks, {words}: slope of log flops over log n",
+                _slopes(long, flops),
+                low=0.98,
+                high=1.02,
+            ),
+            Claim(
                 f"all forms, {words}: slope of log memory between lengths",
-                _steps(results, memory),
+                [*_steps(results, memory), *_steps(masked, memory)],
                 high=1.05,
             ),
             Claim(
@@ -200,12 +224,17 @@ def claims(results) -> list[Claim]:
             high=1.4,
         ),
         Claim(
+            "polynomial with masks, value: flops over those of products without",
+            _rows(masked, "flops") / _products(masked),
+            high=16,
+        ),
+        Claim(
             "all forms: flops of the backward pass over the forward one",
             both / forward - 1,
             high=3,
             source="12 d over 4 d for each triple",
         ),
-        Claim("all forms, n = 64: largest error", results["error"], high=1e-4),
+        Claim("all forms, n = 64: largest error", every["error"], high=1e-4),
     ]
 
 
@@ -218,8 +247,9 @@ def figure(results):
     n = results["num_positions"].values
     products = _products(results)
     forms = zip(*(results[field].values for field in FIELDS), strict=True)
-    for i, (name, d, degree) in enumerate(forms):
+    for i, (name, d, degree, mask) in enumerate(forms):
         label = f"exact, d = {d}" if name == "xla" else f"d = {d}, degree {degree}"
+        label += f", {mask}" if mask != "none" else ""
         for axes, metric in zip(panels, ("flops", "memory"), strict=True):
             value, gradient = (
                 _rows(results, f"{p}{metric}") for p in ("", "gradient_")
@@ -250,7 +280,7 @@ EXPERIMENT = Experiment(
     ),
     smoke={
         "axes": (
-            Axis(FIELDS, (EXACT, ("polynomial", 16, 2))),
+            Axis(FIELDS, (EXACT, ("polynomial", 16, 2, "none"), *MASKED)),
             Axis("num_positions", (4096, 65536)),
         ),
     },

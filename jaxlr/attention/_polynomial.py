@@ -81,7 +81,7 @@ def attend(
     query, keys, values, lengths, windows, is_ordered, mask, precision, *, degree
 ):
     """`(out, lse)` of all heads; lse is NaN where a sum of shares is not positive."""
-    chunk = _CHUNK // query.shape[0]
+    chunk = max(_CHUNK // query.shape[0], 1)
     one = ft.partial(_one_head, windows, is_ordered, precision, degree, chunk)
     is_shared = mask is None or mask.shape[0] == 1
     if is_shared and mask is not None:
@@ -275,8 +275,11 @@ class _Sums:
 
     def scan(self, body, carry, rows):
         """Over chunks of rows with sums of their own; gradients keep few carries."""
-        parts = _split(rows, self.chunk // math.prod(self.shape))
-        parts = _split(parts, math.isqrt(len(jax.tree.leaves(parts)[0])))
+        num = len(jax.tree.leaves(rows)[0])
+        num_chunks = -(-num * math.prod(self.shape) // self.chunk)
+        num_groups = math.isqrt(num_chunks)
+        num_each = -(-num_chunks // num_groups)
+        parts = _split(_split(rows, -(-num // (num_groups * num_each))), num_each)
 
         def some(carry, parts):
             return lax.scan(jax.checkpoint(body), carry, parts)

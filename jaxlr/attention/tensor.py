@@ -73,11 +73,12 @@ def tensor_attention(
         ordered: Whether positions must not fall from mode to mode: j <= k.
         local_window_size: How far from i a query i sees: w positions to either side in
             every mode, or a tuple of one entry a mode, each w, `(left, right)`, or None
-            for everything.
+            for everything. With two modes (2, 3) is 2 for one, 3 for the other.
         key_lengths: Positions that count, those below it: (B,), or one such array or
             None for each mode. Beyond, keys and values may be NaN.
         implementation: `"xla"`: exact, by tiles, in memory linear in T and S, 4 B N T d
-            prod S flops; windows and causality skip tiles; differentiable once.
+            prod S flops; windows and causality skip tiles; a gradient has forward
+            derivatives (`jax.jvp`), but no gradient again.
             `"pallas"`: the same by kernels on a TPU or GPU, for two modes of float32 or
             bfloat16; `"pallas_interpret"`: those kernels anywhere, slow, for tests.
             `"reference"`: exact, all scores at once, differentiable at will.
@@ -93,11 +94,12 @@ def tensor_attention(
             allows it. Kernels share keys among heads; all others repeat them.
         degree: Of the polynomial; `"auto"` for the least even one that meets
             `error_bound`. Even ones keep shares positive.
-        entry_bound: Entries of query and keys do not exceed it; known entries are
-            checked.
+        entry_bound: Of polynomials: entries of query and keys do not exceed it; known
+            ones are checked.
         error_bound: What `certified_error` may be at most, in units of the largest
-            product of values and without rounding; None for anything. While tracing it
-            needs `entry_bound`.
+            product of values, and no less than the rounding of their type; None for
+            anything. While tracing it needs `entry_bound`; the bound of traced arrays
+            is `certified_error(degree, score_bound(scale * query, keys))`.
         precision: Of products.
         return_residual: Whether to return the log-sum-exp too.
 
@@ -117,7 +119,9 @@ def tensor_attention(
         Liang, Shi, Song, Zhou. "Tensor Attention Training: Provably Efficient Learning
         of Higher-order Transformers". 2024. arXiv:2405.16411: gradients.
     """
-    keys, values = tuple(keys), tuple(values)
+    query = jnp.asarray(query)
+    keys, values = (tuple(map(jnp.asarray, part)) for part in (keys, values))
+    mask = mask if mask is None else jnp.asarray(mask)
     _check_shapes(query, keys, values, mask)
     if implementation is not None and implementation not in _IMPLEMENTATIONS:
         raise ValueError(
@@ -343,18 +347,24 @@ def _flat_mask(mask, batch, num_heads):
 
 def _check_bounds(degree, entry_bound, error_bound, implementation):
     is_auto = degree == "auto"
-    if not is_auto and (not isinstance(degree, int) or degree < 0):
+    if not is_auto and (not isinstance(degree, int | np.integer) or degree < 0):
         raise ValueError(f"`degree` must be an integer >= 0 or 'auto', got {degree!r}.")
-    for name, bound in (("entry_bound", entry_bound), ("error_bound", error_bound)):
-        if bound is not None and not bound > 0:
-            raise ValueError(f"`{name}` must be positive, got {bound!r}.")
     if is_auto and error_bound is None:
         raise ValueError("`degree='auto'` needs `error_bound`.")
-    if error_bound is not None and implementation not in (None, "polynomial"):
-        raise ValueError(
-            f"`error_bound` is of polynomials, got {error_bound!r} with the exact "
-            f"implementation {implementation!r}."
-        )
+    may_be_exact = implementation is None and error_bound is None
+    for name, bound in (("error_bound", error_bound), ("entry_bound", entry_bound)):
+        if bound is None:
+            continue
+        if isinstance(bound, Tracer) or not bound > 0:
+            raise ValueError(
+                f"`{name}` must be a positive number known while tracing, got "
+                f"{bound!r}."
+            )
+        if may_be_exact or implementation not in (None, "polynomial"):
+            raise ValueError(
+                f"`{name}` is of polynomials, got {bound!r} with `implementation` "
+                f"{implementation!r}; use 'polynomial', or None with `error_bound`."
+            )
 
 
 def _choose(degree, query, keys, scale, entry_bound, error_bound):
@@ -368,6 +378,12 @@ def _choose(degree, query, keys, scale, entry_bound, error_bound):
                 f"Entries of `query` and `keys` reach {most:.3g}, beyond `entry_bound` "
                 f"{entry_bound:.3g}."
             ), degree
+    rounding = float(jnp.finfo(query.dtype).eps)
+    if error_bound is not None and error_bound < rounding:
+        return (
+            f"`error_bound` {error_bound:.3g} is below the rounding of {query.dtype}, "
+            f"{rounding:.3g}."
+        ), degree
     features = query.shape[-1]
     is_scale_known = not isinstance(scale, Tracer)
     most: Any = None
@@ -380,8 +396,8 @@ def _choose(degree, query, keys, scale, entry_bound, error_bound):
             most = float(abs(scale) * score_bound(query, keys))
         else:
             raise ValueError(
-                "`error_bound` needs `entry_bound` (and a known `scale`) where arrays "
-                "are not known while tracing."
+                "`error_bound` needs `entry_bound` and a known `scale` where arrays "
+                "are not known: under jit, grad or vmap."
             )
         tries = range(0, _MOST_DEGREE + 1, 2) if degree == "auto" else [degree]
     tried, error = 0, jnp.inf

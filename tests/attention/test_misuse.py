@@ -69,7 +69,19 @@ def traced(**options):
         (lambda: call(degree=-1), "`degree` must be an integer >= 0 or 'auto', got -1"),
         (
             lambda: call(implementation="xla", error_bound=0.1),
-            "`error_bound` is of polynomials, got 0.1 with the exact",
+            "`error_bound` is of polynomials, got 0.1 with `implementation` 'xla'",
+        ),
+        (
+            lambda: call(entry_bound=2.0),
+            "`entry_bound` is of polynomials, got 2.0 with `implementation` None",
+        ),
+        (
+            lambda: jax.jit(lambda bound: call(error_bound=bound))(0.1),
+            "`error_bound` must be a positive number known while tracing, got .*Trace",
+        ),
+        (
+            lambda: call(entry_bound=-1.0, implementation="polynomial"),
+            "`entry_bound` must be a positive number known while tracing, got -1.0",
         ),
     ],
 )
@@ -124,6 +136,10 @@ def test_misuse(use, sentence):
             "`error_bound` 0.1 is not certain: scores up to nan",
         ),
         (
+            lambda: call(implementation="polynomial", error_bound=1e-8),
+            "`error_bound` 1e-08 is below the rounding of float32, 1.19e-07",
+        ),
+        (
             lambda: attention.tensor_attention(
                 *draw((5, 6), features=64), implementation="polynomial"
             ),
@@ -131,7 +147,7 @@ def test_misuse(use, sentence):
         ),
         (
             lambda: traced(implementation="polynomial", error_bound=1e-3),
-            "`error_bound` needs `entry_bound`",
+            "`error_bound` needs `entry_bound` and a known `scale` .* grad or vmap",
         ),
         (
             lambda: call(
@@ -161,6 +177,10 @@ def test_degrees_are_chosen_and_certain(x64):
         assert 0 < error <= bound * largest
     same = attention.tensor_attention(*draw((5, 6)), error_bound=1e-3)
     np.testing.assert_array_equal(same, attention.tensor_attention(*draw((5, 6))))
+    # Nothing in float32 is certain beyond its rounding: the exact form.
+    narrow = jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
+    out = attention.tensor_attention(*narrow, degree="auto", error_bound=1e-9)
+    np.testing.assert_array_equal(out, attention.tensor_attention(*narrow))
     # While tracing, from the bound on entries.
     small = jax.tree.map(lambda x: jnp.clip(x, -0.5, 0.5), arrays)
     out = jax.jit(
@@ -170,3 +190,32 @@ def test_degrees_are_chosen_and_certain(x64):
     )(*small)
     error = np.abs(out - attention.tensor_attention(*small)).max()
     assert 1e-12 < error <= 1e-3
+
+
+def test_the_bound_of_traced_arrays_is_a_value(x64):
+    query, keys, values = draw((5, 6), size=0.3)
+
+    @jax.jit
+    def call(query, keys, values):
+        most = attention.score_bound(query / 2, keys)
+        out = attention.tensor_attention(
+            query, keys, values, scale=0.5, implementation="polynomial"
+        )
+        return out, attention.certified_error(4, most)
+
+    out, certificate = call(query, keys, values)
+    exact = attention.tensor_attention(query, keys, values, scale=0.5)
+    largest = np.abs(np.einsum("bjnd,bknd->bnjkd", *values)).max()
+    error = np.abs(out - exact).max() / largest
+    assert 0 < error <= certificate < np.inf
+
+
+def test_what_is_taken_for_arrays_and_degrees():
+    query, keys, values = draw((5, 6), size=0.4)
+    options = {"implementation": "polynomial", "degree": np.int64(4)}
+    found = attention.tensor_attention(
+        *jax.tree.map(lambda x: np.asarray(x).tolist(), (query, keys, values)),
+        **options,
+    )
+    want = attention.tensor_attention(query, keys, values, implementation="polynomial")
+    np.testing.assert_array_equal(found, want)

@@ -259,7 +259,7 @@ def test_float32(is_causal, implementation):
         tuple(x[:, :, : mode + 1] for mode, x in enumerate(s)) for s in sets
     )
     arrays = 0.55 * query, keys, values
-    weight = jr.normal(jr.key(9), arrays[0].shape) / arrays[0].shape[1]
+    weight = jr.normal(jr.key(9), arrays[0].shape)
     options = {"is_causal": is_causal}
 
     def both(arrays, implementation):

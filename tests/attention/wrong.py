@@ -12,12 +12,15 @@ BUILT, WITHOUT = (
     {"seed": 1, "num_positions": 64, "has_blank": b} for b in (True, False)
 )
 
-EQUAL, STEEPER, WIDER = (
-    {"num_features": d, "degree": degree} for d, degree in ((4, 2), (4, 3), (8, 2))
-)
+EQUAL = {"num_features": 4, "degree": 2}
 
-CUBIC, LINEAR = (
-    {"num_positions": 65536, "implementation": name} for name in ("xla", "polynomial")
+CUBIC, LINEAR, MASKED = (
+    {"num_positions": 65536, "implementation": name, "mask": mask}
+    for name, mask in (
+        ("xla", "none"),
+        ("polynomial", "none"),
+        ("polynomial", "causal"),
+    )
 )
 
 EXACTLY, TAYLOR = ({"kind": kind} for kind in ("bounded", "polynomial"))
@@ -39,16 +42,6 @@ WRONG = {
             NAN,
             (EQUAL, times(0.9)),
             (EQUAL, times(1.2)),
-        ),
-        "length of equal flops over that of one": (
-            "crossover",
-            NAN,
-            (STEEPER, times(0.8)),
-        ),
-        "length of equal flops over that of half": (
-            "crossover",
-            NAN,
-            (WIDER, times(0.8)),
         ),
         "largest error": ("error", NAN, (EQUAL, plus(1e-4))),
     },
@@ -84,6 +77,19 @@ WRONG = {
             NAN,
             (LINEAR, times(0.9)),
             (LINEAR, times(1.1)),
+        ),
+        "polynomial with masks, value: slope": (
+            "flops",
+            NAN,
+            (MASKED, times(0.9)),
+            (MASKED, times(1.1)),
+        ),
+        "polynomial with masks, value: flops": ("flops", NAN, (MASKED, times(1.3))),
+        "polynomial with masks, value and gradient: slope": (
+            "gradient_flops",
+            NAN,
+            (MASKED, times(0.9)),
+            (MASKED, times(1.1)),
         ),
         "exact, value: slope": (
             "flops",
