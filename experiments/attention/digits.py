@@ -34,7 +34,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 import numpy as np
 import optax
 
@@ -139,6 +139,12 @@ class Network(eqx.Module):
         return self.head(jnp.mean(jax.vmap(self.norm)(x), axis=0))
 
 
+def read(logits: Float[Array, "B 10"]) -> Int[Array, " B"]:
+    """The likeliest digits; -1 where a logit is not finite."""
+    digits = jnp.argmax(logits, axis=1)
+    return jnp.where(jnp.all(jnp.isfinite(logits), axis=1), digits, -1)
+
+
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """One cell.
 
@@ -183,7 +189,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     def epoch(state, _):
         state, infos = loop.run(solve_key, solver, per_epoch, state=state)
-        found = jnp.argmax(logits(state.params, test), axis=1)
+        found = read(logits(state.params, test))
         return state, (
             jnp.mean(infos.loss),
             loss(state.params, valid, valid_labels),
@@ -196,13 +202,14 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
     exactly = found[-1]
     if hparams.kind == "polynomial":
-        exactly = jnp.argmax(logits(state.params, test, scale | EXACT), axis=1)
+        exactly = read(logits(state.params, test, scale | EXACT))
     arrays = jax.tree.leaves(eqx.filter(state.params, eqx.is_inexact_array))
+    changed = jnp.mean(exactly != found[-1])
     return Metrics(
         loss=train_loss,
         valid_loss=valid_loss,
         accuracy=accuracy,
-        changed=jnp.mean(exactly != found[-1]),
+        changed=jnp.where(jnp.all(found[-1] >= 0), changed, jnp.nan),
         num_parameters=jnp.asarray(sum(x.size for x in arrays), train_loss.dtype),
     )
 

@@ -135,12 +135,16 @@ def matches(x: Int[Array, "B N"], modulus: int):
 
 
 def auc(score, label, by_pair) -> Float[Array, ""]:
-    """Area under the receiver operating characteristic, where no pair makes a match."""
+    """Area under the receiver operating characteristic, where no pair makes a match.
+
+    NaN unless all scores are finite.
+    """
     order = jnp.argsort(jnp.where(by_pair, jnp.inf, score).ravel())
     label = jnp.ravel(label & ~by_pair)[order]
     num = jnp.sum(label)
     rank = jnp.mean(jnp.arange(label.size), where=label)
-    return (rank - (num - 1) / 2) / (jnp.sum(~by_pair) - num)
+    area = (rank - (num - 1) / 2) / (jnp.sum(~by_pair) - num)
+    return jnp.where(jnp.all(jnp.isfinite(score)), area, jnp.nan)
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:

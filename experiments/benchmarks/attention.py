@@ -9,8 +9,9 @@ and memory in proportion. Each pair is run in turn (A A B B A A ...; the first o
 calls is not timed, so that neither pays for memory that the other gave back) and the
 median of the pairwise ratios kept. Memory is what compiled programs need beyond
 arguments and results; gradients come with the value, but for the exact form's backward
-pass, which is timed by itself. On GPUs and TPUs the kernel is timed against XLA's form and as a share of the rate of a product of matrices of
-bfloat16, for d = 128 and windows. Writes `results/attention-<platform>.json`.
+pass, which is timed by itself. On GPUs and TPUs the kernel is timed against XLA's form
+and as a share of the rate of a product of matrices of bfloat16, for d = 128 and
+windows. Writes `results/attention-<platform>.json`.
 """
 
 import functools as ft

@@ -66,13 +66,11 @@ def obstacle(mask, windows, is_ordered):
     """Why masks do not leave sums over each mode apart; None if they do."""
     if is_ordered and set(windows) not in ({(None, None)}, {(None, 0)}):
         return "`ordered` with `local_window_size` is not linear: use an exact form."
-    if mask is not None and (
-        mask.shape[2] > 1 or sum(size > 1 for size in mask.shape[3:]) > 1
-    ):
+    if mask is not None and sum(size > 1 for size in mask.shape[2:]) > 1:
         return (
-            "`mask` must be of one mode's positions alone for a polynomial, got shape "
-            f"{mask.shape}; causality, windows, order and lengths have arguments of "
-            "their own."
+            "`mask` must be of queries or one mode's positions alone for a polynomial, "
+            f"got shape {mask.shape}; causality, windows, order and lengths have "
+            "arguments of their own."
         )
     return None
 
@@ -98,6 +96,7 @@ def _one_head(
     out_type, num_queries = query.dtype, query.shape[0]
     query, *rest = (x.astype(wide) for x in (query, *keys, *values))
     keys, values = rest[: len(keys)], rest[len(keys) :]
+    query, keys = _balanced(query, keys)
     counted = _counted(keys, lengths, mask)
     # What does not count adds nothing, be it shares or values.
     rows = [
@@ -131,6 +130,8 @@ def _one_head(
                 for here, window in zip(counted, windows, strict=True)
             ),
         )
+    if mask is not None and mask.shape[0] > 1:
+        is_seen = is_seen & mask.ravel()
     out, shares = normalized(both, is_seen[:, None])
     lse = jnp.where(is_seen, jnp.log(shares[:, 0]), -jnp.inf)
     return out.astype(out_type), lse
@@ -285,6 +286,17 @@ class _Sums:
             return lax.scan(jax.checkpoint(body), carry, parts)
 
         return lax.scan(jax.checkpoint(some), carry, parts)
+
+
+def _balanced(query, keys):
+    """With the same scores, keys of no entry above 1: powers do not overflow."""
+    found = []
+    for key in keys:
+        most = lax.stop_gradient(jnp.max(jnp.abs(key), axis=0))
+        most = jnp.where(most > 0, most, 1)
+        query, key = query * most, key / most
+        found.append(key)
+    return query, found
 
 
 def _counted(keys, lengths, mask):

@@ -9,8 +9,10 @@ import functools as ft
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
 from jaxlr.attention._polynomial import features, normalized, table
+from jaxlr.attention.theory import too_many_features
 
 
 class PolynomialState(eqx.Module):
@@ -46,11 +48,14 @@ def init_state(
         head_dim: d.
         degree: Of the polynomial; even ones keep shares positive.
         ordered: As `tensor_attention`.
-        dtype: Of the sums.
+        dtype: Of the sums; float32 or wider, or few positions would be counted.
 
     Raises:
-        ValueError: Unless all numbers are at least 1, and the degree at least 0.
+        ValueError: Unless all numbers are at least 1, and the degree at least 0; for
+            more monomials than 2^17, or a narrower type.
     """
+    if jnp.promote_types(dtype, jnp.float32) != dtype:
+        raise ValueError(f"`dtype` must be float32 or float64, got {dtype!r}.")
     for name, value, least in (
         ("num_modes", num_modes, 1),
         ("batch_size", batch_size, 1),
@@ -58,8 +63,11 @@ def init_state(
         ("head_dim", head_dim, 1),
         ("degree", degree, 0),
     ):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+    reason = too_many_features(head_dim, degree)
+    if reason is not None:
+        raise ValueError(reason)
     _, weights = table(head_dim, degree)
     shape = batch_size, num_heads, weights.size, head_dim + 1
     return PolynomialState((jnp.zeros(shape, dtype),) * num_modes, degree, ordered)

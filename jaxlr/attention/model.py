@@ -98,11 +98,18 @@ class TensorMultiheadAttention(eqx.Module):
         self.output = linear(size, num_features, use_bias, key=output_key)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
 
-    def __call__(self, x: Float[Array, "L H"], **options: Any) -> Float[Array, "L H"]:
+    def __call__(
+        self,
+        x: Float[Array, "L H"],
+        *,
+        key: Key[Array, ""] | None = None,
+        **options: Any,
+    ) -> Float[Array, "L H"]:
         """Of a whole sequence.
 
         Args:
             x: Features.
+            key: Not used; `eqx.nn.Sequential` gives one.
             **options: Of `tensor_attention`; masks and lengths start with an axis of 1.
 
         Raises:
@@ -173,11 +180,18 @@ class TransformerBlock(eqx.Module):
         self.down = eqx.nn.Linear(num_hidden, num_features, key=down_key)
         self.mlp_norm = eqx.nn.LayerNorm(num_features)
 
-    def __call__(self, x: Float[Array, "L H"], **options: Any) -> Float[Array, "L H"]:
+    def __call__(
+        self,
+        x: Float[Array, "L H"],
+        *,
+        key: Key[Array, ""] | None = None,
+        **options: Any,
+    ) -> Float[Array, "L H"]:
         """Of a whole sequence.
 
         Args:
             x: Features.
+            key: Not used; `eqx.nn.Sequential` gives one.
             **options: Of `tensor_attention`.
 
         Raises:

@@ -16,13 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 import numpy as np
 
 from jaxlr import kernels
-from jaxlr.attention import _polynomial
-from jaxlr.attention.theory import (
-    certified_error,
-    entry_score_bound,
-    num_features,
-    score_bound,
-)
+from jaxlr.attention import _certainty as certainty, _polynomial
 from jaxlr.core import errors, Hyper
 from jaxlr.kernels.tensor_attention import Window
 
@@ -33,8 +27,6 @@ Implementation: TypeAlias = Literal[
 LocalWindow: TypeAlias = int | Sequence[int | tuple[int, int] | None] | None
 
 _IMPLEMENTATIONS = get_args(Implementation)
-_MOST_DEGREE = 30
-_MOST_FEATURES = 2**17
 
 
 def tensor_attention(
@@ -75,10 +67,11 @@ def tensor_attention(
             every mode, or a tuple of one entry a mode, each w, `(left, right)`, or None
             for everything. With two modes (2, 3) is 2 for one, 3 for the other.
         key_lengths: Positions that count, those below it: (B,), or one such array or
-            None for each mode. Beyond, keys and values may be NaN.
+            None for each mode; traced ones beyond S are S. Beyond, keys and values may
+            be NaN.
         implementation: `"xla"`: exact, by tiles, in memory linear in T and S, 4 B N T d
-            prod S flops; windows and causality skip tiles; a gradient has forward
-            derivatives (`jax.jvp`), but no gradient again.
+            prod S flops; windows and causality skip tiles; has gradients, and forward
+            derivatives of those alone (`jax.jvp` of `jax.grad`).
             `"pallas"`: the same by kernels on a TPU or GPU, for two modes of float32 or
             bfloat16; `"pallas_interpret"`: those kernels anywhere, slow, for tests.
             `"reference"`: exact, all scores at once, differentiable at will.
@@ -96,10 +89,11 @@ def tensor_attention(
             `error_bound`. Even ones keep shares positive.
         entry_bound: Of polynomials: entries of query and keys do not exceed it; known
             ones are checked.
-        error_bound: What `certified_error` may be at most, in units of the largest
-            product of values, and no less than the rounding of their type; None for
-            anything. While tracing it needs `entry_bound`; the bound of traced arrays
-            is `certified_error(degree, score_bound(scale * query, keys))`.
+        error_bound: What the error may be at most, in units of the largest product of
+            values; None for anything. It is `certified_error` and rounding, 4 e^2R
+            units in the last place for scores up to R; windows add to it as above.
+            While tracing it needs `entry_bound`; of traced arrays
+            `certified_error(degree, score_bound(scale * query, keys))` is a value.
         precision: Of products.
         return_residual: Whether to return the log-sum-exp too.
 
@@ -127,8 +121,10 @@ def tensor_attention(
         raise ValueError(
             errors.unknown("implementation", implementation, _IMPLEMENTATIONS)
         )
-    _check_bounds(degree, entry_bound, error_bound, implementation)
-    windows = _windows(local_window_size, len(keys), is_causal)
+    certainty.check_bounds(degree, entry_bound, error_bound, implementation)
+    ordered = ordered and len(keys) > 1
+    most = max(x.shape[1] for x in (query, *keys))
+    windows = _windows(local_window_size, len(keys), most, is_causal)
     lengths = None
     if key_lengths is not None:
         lengths = _lengths(key_lengths, keys)
@@ -155,7 +151,7 @@ def tensor_attention(
         reason = _polynomial.obstacle(mask, windows, ordered)
         if reason is None:
             with jax.ensure_compile_time_eval():
-                reason, degree = _choose(
+                reason, degree = certainty.choose(
                     degree, query, keys, scale, entry_bound, error_bound
                 )
         if reason is not None and implementation is not None:
@@ -180,7 +176,7 @@ def tensor_attention(
     arguments = query, keys, values, lengths, windows, ordered, mask, precision
     if implementation == "polynomial":
         out, lse = _polynomial.attend(*arguments, degree=degree)
-        _check_positive(lse, degree)
+        certainty.check_positive(lse, degree)
     elif implementation == "reference":
         out, lse = _reference(*arguments)
     else:
@@ -280,8 +276,8 @@ def _check_shapes(query, keys, values, mask):
             )
 
 
-def _windows(local_window_size, num_modes, is_causal) -> tuple[Window, ...]:
-    """`(left, right)` a mode, causality among them."""
+def _windows(local_window_size, num_modes, most, is_causal) -> tuple[Window, ...]:
+    """`(left, right)` a mode, no wider than sequences are; causality among them."""
     given = local_window_size
     many = isinstance(given, tuple | list)
     windows = []
@@ -291,7 +287,7 @@ def _windows(local_window_size, num_modes, is_causal) -> tuple[Window, ...]:
             w is None or (isinstance(w, int | np.integer) and w >= 0) for w in pair
         ):
             break
-        left, right = (None if w is None else int(w) for w in pair)
+        left, right = (None if w is None else min(int(w), most) for w in pair)
         windows.append((left, 0 if is_causal else right))
     if len(windows) != num_modes:
         raise ValueError(
@@ -343,87 +339,3 @@ def _flat_mask(mask, batch, num_heads):
     if mask.shape[:2] != (1, 1):
         mask = jnp.broadcast_to(mask, (batch, num_heads, *mask.shape[2:]))
     return mask.reshape(-1, *mask.shape[2:])
-
-
-def _check_bounds(degree, entry_bound, error_bound, implementation):
-    is_auto = degree == "auto"
-    if not is_auto and (not isinstance(degree, int | np.integer) or degree < 0):
-        raise ValueError(f"`degree` must be an integer >= 0 or 'auto', got {degree!r}.")
-    if is_auto and error_bound is None:
-        raise ValueError("`degree='auto'` needs `error_bound`.")
-    may_be_exact = implementation is None and error_bound is None
-    for name, bound in (("error_bound", error_bound), ("entry_bound", entry_bound)):
-        if bound is None:
-            continue
-        if isinstance(bound, Tracer) or not bound > 0:
-            raise ValueError(
-                f"`{name}` must be a positive number known while tracing, got "
-                f"{bound!r}."
-            )
-        if may_be_exact or implementation not in (None, "polynomial"):
-            raise ValueError(
-                f"`{name}` is of polynomials, got {bound!r} with `implementation` "
-                f"{implementation!r}; use 'polynomial', or None with `error_bound`."
-            )
-
-
-def _choose(degree, query, keys, scale, entry_bound, error_bound):
-    """`(why the polynomial is not certain, degree)`."""
-    arrays = query, *keys
-    is_known = not any(isinstance(x, Tracer) for x in arrays)
-    if entry_bound is not None and is_known:
-        most = max(float(jnp.max(jnp.abs(x))) for x in arrays)
-        if not most <= entry_bound * (1 + 1e-6):
-            return (
-                f"Entries of `query` and `keys` reach {most:.3g}, beyond `entry_bound` "
-                f"{entry_bound:.3g}."
-            ), degree
-    rounding = float(jnp.finfo(query.dtype).eps)
-    if error_bound is not None and error_bound < rounding:
-        return (
-            f"`error_bound` {error_bound:.3g} is below the rounding of {query.dtype}, "
-            f"{rounding:.3g}."
-        ), degree
-    features = query.shape[-1]
-    is_scale_known = not isinstance(scale, Tracer)
-    most: Any = None
-    if error_bound is None:
-        tries = [degree]
-    else:
-        if entry_bound is not None and is_scale_known:
-            most = entry_score_bound(entry_bound, features, len(keys), scale)
-        elif is_known and is_scale_known:
-            most = float(abs(scale) * score_bound(query, keys))
-        else:
-            raise ValueError(
-                "`error_bound` needs `entry_bound` and a known `scale` where arrays "
-                "are not known: under jit, grad or vmap."
-            )
-        tries = range(0, _MOST_DEGREE + 1, 2) if degree == "auto" else [degree]
-    tried, error = 0, jnp.inf
-    for tried in tries:
-        number = num_features(features, tried)
-        if number > _MOST_FEATURES:
-            return (
-                f"`degree` {tried} of {features} features a head makes {number} "
-                f"monomials, more than {_MOST_FEATURES}; use fewer features a head, a "
-                "lower `degree`, or an exact implementation."
-            ), degree
-        if error_bound is None:
-            return None, tried
-        error = float(certified_error(tried, most))
-        if error <= error_bound:
-            return None, tried
-    return (
-        f"`error_bound` {error_bound:.3g} is not certain: scores up to {most:.3g} and "
-        f"degree {tried} allow an error of {error:.3g}; scale entries down, raise "
-        "`degree`, or use an exact implementation."
-    ), degree
-
-
-def _check_positive(lse, degree):
-    if degree % 2 and not isinstance(lse, Tracer) and bool(jnp.any(jnp.isnan(lse))):
-        raise ValueError(
-            f"A polynomial of odd `degree` {degree} gave a sum of shares that is not "
-            "positive; use an even degree."
-        )

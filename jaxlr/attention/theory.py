@@ -10,11 +10,24 @@ from jaxlr.core import Hyper
 
 
 _LARGEST = 50.0  # Of a score, beyond which nothing is sure at any degree in use.
+_MOST_FEATURES = 2**17
 
 
 def num_features(num_variables: int, degree: int) -> int:
     """C(d + g, g): monomials of degree up to g in d variables."""
     return math.comb(num_variables + degree, degree)
+
+
+def too_many_features(num_variables: int, degree: int) -> str | None:
+    """Why so many monomials are too many; None if they are not."""
+    number = num_features(num_variables, degree)
+    if number <= _MOST_FEATURES:
+        return None
+    return (
+        f"`degree` {degree} of {num_variables} features a head makes {number} "
+        f"monomials, more than {_MOST_FEATURES}; use fewer features a head, a lower "
+        "`degree`, or an exact implementation."
+    )
 
 
 def entry_score_bound(

@@ -71,3 +71,11 @@ def test_a_block_trains_over_a_batch():
 def test_misuse(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         attention.TransformerBlock(jr.key(0), 8, **options)
+
+
+def test_layers_in_a_row_are_called_as_those_of_equinox():
+    keys = jr.split(jr.key(0), 2)
+    layers = [attention.TensorMultiheadAttention(key, 8, 2) for key in keys]
+    x = jr.normal(jr.key(2), (5, 8))
+    found = eqx.nn.Sequential(layers)(x, key=jr.key(3))
+    np.testing.assert_allclose(found, layers[1](layers[0](x)), atol=1e-6)

@@ -420,3 +420,97 @@ def test_lengths_may_be_of_any_integer_type(implementation):
     ]
     for other in found[:2]:
         np.testing.assert_array_equal(other, found[2])
+
+
+def test_small_scores_of_large_keys_are_finite_and_certain():
+    """Of float32; powers of the keys alone would overflow, of the query underflow."""
+    query, keys, values = draw((5, 6), size=0.3)
+    arrays = 1e-6 * query, tuple(1e12 * key for key in keys), values
+    options = {"scale": 1e-18, "return_residual": True}
+    out, lse = attention.tensor_attention(*arrays, error_bound=1e-4, **options)
+    want, want_lse = attention.tensor_attention(*arrays, **options)
+    assert jnp.abs(want_lse - want_lse.mean()).max() > 0.01
+    np.testing.assert_allclose(out, want, atol=1e-5)
+    np.testing.assert_allclose(lse, want_lse, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "polynomial"])
+def test_windows_wider_than_any_sequence_are_none(implementation):
+    arrays = draw((5, 6), size=0.3)
+    found, want = (
+        attention.tensor_attention(
+            *arrays, local_window_size=window, implementation=implementation
+        )
+        for window in (2**31 - 1, None)
+    )
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_mask_of_queries_stays_linear(x64, ordered):
+    arrays = draw((7, 7), size=0.3)
+    seen = jnp.arange(7) % 3 > 0
+    options = {"mask": seen[None, None, :, None, None], "ordered": ordered}
+    options["return_residual"] = True
+    found = attention.tensor_attention(
+        *arrays, implementation="polynomial", degree=10, **options
+    )
+    want = attention.tensor_attention(*arrays, **options)
+    np.testing.assert_allclose(found[0], want[0], atol=1e-7)
+    np.testing.assert_allclose(found[1], want[1], atol=1e-7)
+    np.testing.assert_array_equal(found[0][:, ~seen], 0)
+
+
+def test_order_means_nothing_for_one_mode(x64):
+    arrays = draw((7,), size=0.3)
+    options = {"local_window_size": (2,), "implementation": "polynomial"}
+    found, want = (
+        attention.tensor_attention(*arrays, ordered=ordered, **options)
+        for ordered in (False, True)
+    )
+    np.testing.assert_array_equal(found, want)
+
+
+def test_gradients_have_forward_derivatives(x64):
+    arrays = draw((19, 300), queries=21)
+    weight = jr.normal(jr.key(9), arrays[0].shape)
+    tangents = jax.tree.map(lambda x: jnp.cos(7 * x), arrays)
+
+    found, want = (
+        jax.jvp(
+            jax.grad(lambda x, f=form: summed(x, f, {"is_causal": True}, weight)),
+            (arrays,),
+            (tangents,),
+        )[1]
+        for form in ("xla", "reference")
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "pallas_interpret"])
+def test_nothing_passes_a_query_that_sees_nothing(implementation):
+    """Its log-sum-exp is -inf, at which functions have no derivatives."""
+    arrays = draw((5, 6))
+    lengths = jnp.array([5, 0])
+
+    def total(arrays):
+        out, lse = attention.tensor_attention(
+            *arrays,
+            key_lengths=(lengths, None),
+            implementation=implementation,
+            return_residual=True,
+        )
+        return jnp.sum(out) + jnp.sum(jnp.where(jnp.isfinite(lse), lse**2, 0))
+
+    for grad in jax.tree.leaves(jax.grad(total)(arrays)):
+        assert np.abs(grad[0]).max() > 0
+        np.testing.assert_array_equal(grad[1], 0)
+
+
+@pytest.mark.misuse
+def test_states_that_would_not_hold_are_refused():
+    with pytest.raises(ValueError, match="`dtype` must be float32 or float64"):
+        attention.init_state(2, 1, 1, 4, dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match="`degree` 8 of 64 features a head makes"):
+        attention.init_state(2, 1, 1, 64, degree=8)

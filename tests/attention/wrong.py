@@ -8,9 +8,7 @@ from tests.changes import NAN, plus, times
 
 ONE, THREE = ({"seed": 1, "bound": bound} for bound in (1.0, 3.0))
 
-BUILT, WITHOUT = (
-    {"seed": 1, "num_positions": 64, "has_blank": b} for b in (True, False)
-)
+BUILT, BLUNT = ({"seed": 1, "num_positions": 64, "sharpness": c} for c in (1.0, 0.01))
 
 EQUAL = {"num_features": 4, "degree": 2}
 
@@ -59,7 +57,7 @@ WRONG = {
         "accuracy": ("accuracy", NAN, (BUILT, plus(-1e-3))),
         "distance": ("margin", NAN, (BUILT, plus(-0.02))),
         "share": ("matching", NAN, (BUILT, times(0.0)), (BUILT, plus(1))),
-        "without": ("accuracy", NAN, (WITHOUT, plus(1e-3)), (WITHOUT, plus(-1e-3))),
+        "a hundredth": ("accuracy", NAN, (BLUNT, plus(0.9))),
     },
     "match3_learned": {
         "parameters": ("num_parameters", NAN, (MATRIX, times(0.99))),

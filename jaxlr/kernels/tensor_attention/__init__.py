@@ -58,7 +58,7 @@ def tensor_attention(
         mask: Where scores count, an axis for each of Z, T and the modes, of its length
             or 1.
         blocks: None: with XLA 16 queries, 8 positions and 256 of the last mode, but 128
-            queries for one mode; on a TPU 32, 128 and 512, of which it takes
+            queries for one mode, and fewer positions from four modes on; on a TPU 32, 128 and 512, of which it takes
             multiples of 16, 16 and 128; on a GPU 32 each for float32 and 64 for
             bfloat16, and powers of two from 16. Static.
         precision: Of products; a kernel makes those of bfloat16 as they are. Static.
@@ -97,7 +97,10 @@ def _fwd(options, head):
 
 def _bwd(options, saved, cotangents):
     head, out, lse = saved
-    d_out, d_lse = cotangents
+    # Nothing passes a query that sees nothing, be its cotangents infinite or NaN.
+    is_blind = lse == -jnp.inf
+    d_out = jnp.where(is_blind[..., None], 0, cotangents[0])
+    d_lse = jnp.where(is_blind, 0, cotangents[1])
     wide = lse.dtype
     # Of the softmax's derivative, what all scores of a query share.
     shared = jnp.sum(out.astype(wide) * d_out.astype(wide), axis=-1) - d_lse

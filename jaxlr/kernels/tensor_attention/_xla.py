@@ -16,7 +16,9 @@ def tiles(query, lens, blocks):
     """Queries of a tile, and positions of every mode."""
     num_modes = len(lens)
     if blocks is None:
-        blocks = TensorBlocks(query=128 if num_modes == 1 else 16)
+        # With more modes no more positions of all but the last together.
+        outer = min(8, round(64 ** (1 / max(num_modes - 1, 1))))
+        blocks = TensorBlocks(query=128 if num_modes == 1 else 16, outer=outer)
     wanted = (blocks.outer,) * (num_modes - 1) + (blocks.inner,)
     return min(blocks.query, query.shape[1]), tuple(map(min, wanted, lens))
 
