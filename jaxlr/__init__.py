@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from jaxlr import (
         attention as attention,
         core as core,
+        gp as gp,
         kernels as kernels,
         lab as lab,
         linalg as linalg,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "attention",
     "core",
+    "gp",
     "kernels",
     "lab",
     "linalg",

@@ -19,7 +19,11 @@ _MOST_DEGREE = 30
 
 
 def check_bounds(degree, entry_bound, error_bound, implementation):
-    """Raises `ValueError` unless the arguments are such as `tensor_attention` takes."""
+    """Arguments such as `tensor_attention` takes.
+
+    Raises:
+        ValueError: If they are not.
+    """
     is_auto = degree == "auto"
     if not is_auto and (not isinstance(degree, int | np.integer) or degree < 0):
         raise ValueError(f"`degree` must be an integer >= 0 or 'auto', got {degree!r}.")
@@ -42,7 +46,11 @@ def check_bounds(degree, entry_bound, error_bound, implementation):
 
 
 def choose(degree, query, keys, scale, entry_bound, error_bound):
-    """`(why the polynomial is not certain, degree)`."""
+    """`(why the polynomial is not certain, degree)`.
+
+    Raises:
+        ValueError: Where nothing bounds the scores of traced arrays.
+    """
     arrays = query, *keys
     is_known = not any(isinstance(x, Tracer) for x in arrays)
     if entry_bound is not None and is_known:
@@ -92,7 +100,11 @@ def choose(degree, query, keys, scale, entry_bound, error_bound):
 
 
 def check_positive(lse, degree):
-    """Raises `ValueError` on sums of shares known not to be positive."""
+    """Of known sums of shares.
+
+    Raises:
+        ValueError: If one is not positive at an odd degree.
+    """
     if degree % 2 and not isinstance(lse, Tracer) and bool(jnp.any(jnp.isnan(lse))):
         raise ValueError(
             f"A polynomial of odd `degree` {degree} gave a sum of shares that is not "

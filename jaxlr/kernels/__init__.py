@@ -6,6 +6,11 @@ from jaxlr.kernels.loss import (
     loss_slope as loss_slope,
     loss_value as loss_value,
 )
+from jaxlr.kernels.mode_product import (
+    mode_product as mode_product,
+    mode_products as mode_products,
+    ModeBlocks as ModeBlocks,
+)
 from jaxlr.kernels.residual_adjoint import (
     Implementation as Implementation,
     residual_adjoint as residual_adjoint,

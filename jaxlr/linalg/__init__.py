@@ -2,8 +2,24 @@
 
 from jaxlr.linalg.dense import (
     matmul as matmul,
+    one_by_one as one_by_one,
     product_svd as product_svd,
     random_orthonormal as random_orthonormal,
+)
+from jaxlr.linalg.iterative import (
+    cg as cg,
+    gmres as gmres,
+    IterativeInfo as IterativeInfo,
+)
+from jaxlr.linalg.kron import (
+    kron_eigh as kron_eigh,
+    kron_gaussian as kron_gaussian,
+    kron_matvec as kron_matvec,
+    kron_pencil as kron_pencil,
+    kron_solve as kron_solve,
+    KronEigh as KronEigh,
+    mode_product as mode_product,
+    spectral_filter as spectral_filter,
 )
 from jaxlr.linalg.krylov import (
     Estimate as Estimate,
@@ -17,4 +33,5 @@ from jaxlr.linalg.krylov import (
     stochastic_trace as stochastic_trace,
 )
 from jaxlr.linalg.randomized import randomized_svd as randomized_svd
+from jaxlr.linalg.toeplitz import toeplitz_matvec as toeplitz_matvec
 from jaxlr.linalg.transform import hadamard_transform as hadamard_transform

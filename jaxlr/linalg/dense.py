@@ -3,6 +3,10 @@
 Letters: p, q rows of two factors, k their columns; n rows, k columns of a basis.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Inexact, Key
@@ -19,6 +23,19 @@ def matmul(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Inexact[Array,
         The product, as `jnp.matmul` shapes it; 2 p k q flops.
     """
     return jnp.matmul(a, b, precision="highest")
+
+
+def one_by_one(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, which on a CPU `vmap` calls for one lane after the other.
+
+    For decompositions: batches of them hold threads while they wait for others, so that
+    two batches at once may wait for each other for ever (jaxlib 0.10, two cores).
+
+    Args:
+        fn: Of arrays.
+    """
+    serial = jax.custom_batching.sequential_vmap(fn)
+    return lambda *args: jax.lax.platform_dependent(*args, cpu=serial, default=fn)
 
 
 def product_svd(

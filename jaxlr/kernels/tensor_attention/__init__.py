@@ -58,9 +58,9 @@ def tensor_attention(
         mask: Where scores count, an axis for each of Z, T and the modes, of its length
             or 1.
         blocks: None: with XLA 16 queries, 8 positions and 256 of the last mode, but 128
-            queries for one mode, and fewer positions from four modes on; on a TPU 32, 128 and 512, of which it takes
-            multiples of 16, 16 and 128; on a GPU 32 each for float32 and 64 for
-            bfloat16, and powers of two from 16. Static.
+            queries for one mode, and fewer positions from four modes on; on a TPU 32,
+            128 and 512, of which it takes multiples of 16, 16 and 128; on a GPU 32 each
+            for float32 and 64 for bfloat16, and powers of two from 16. Static.
         precision: Of products; a kernel makes those of bfloat16 as they are. Static.
         implementation: `"xla"` anywhere; it repeats keys that heads share. `"pallas"`:
             kernels for two modes of float32 or bfloat16. On a TPU the gradient holds

@@ -1,0 +1,446 @@
+"""Gaussian processes on a grid of which parts are missing or noisier than the rest.
+
+    K^ = W^-1/2 (x)K_d W^-1/2,  Phi = K^ (K^ + s)^-1,  c^2 = 1 - s W / R,
+    G = I - c Phi c = (1 - c^2) + c (I - Phi) c
+
+Letters: N points of the grid; R the variance of the noise, infinite where nothing was
+observed; s W a Kronecker product not above R. What was observed has the covariance
+A = (K + R)_oo. Between the process and what was observed stands u, the process with
+noise s W everywhere; G is the precision, given what was observed, of what R adds to it.
+Then u / W^1/2 = y^ + c z with G z = -c (I - Phi) y^, and A^-1 y, log det A and the
+posterior follow from u as on a grid without gaps. Spectrum of G: in (0, 1]; of the two
+forms the second one does not lose the smallest to rounding.
+"""
+
+import functools as ft
+from typing import Any, NamedTuple
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlr.core.loop import Status
+from jaxlr.linalg import (
+    Estimate,
+    kron_matvec,
+    KronEigh,
+    matmul,
+    one_by_one,
+    quadrature_trace,
+    stochastic_lanczos,
+)
+
+
+class Settings(NamedTuple):
+    """What is static.
+
+    Attributes:
+        tolerance: Of the relative residual.
+        max_steps: Of conjugate gradients.
+        max_dense: G of at most so many rows is formed.
+        num_probes: Of stochastic traces.
+        num_lanczos: Steps from each.
+    """
+
+    tolerance: float
+    max_steps: int
+    max_dense: int
+    num_probes: int = 10
+    num_lanczos: int = 25
+
+
+class GridInfo(NamedTuple):
+    """How a solve went; it can be used only if it has converged.
+
+    Attributes:
+        residual: The true ||A x - y|| / ||y||, of the x returned.
+        num_steps: Of conjugate gradients; 0 where the solve is direct.
+        status: A `jaxlr.core.loop.Status`: converged if `residual` is within the
+            tolerance, or as small as x rounded to its type can make it.
+        jitter: What was added to the diagonals of the kernels' matrices, one for each
+            axis, relative to the mean diagonal; NaN, as all results, if 1e-4 were too
+            little to make it positive semi-definite.
+    """
+
+    residual: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    status: Int[Array, ""]
+    jitter: Float[Array, " D"]
+
+
+class System(NamedTuple):
+    """A, ready to be solved with.
+
+    Attributes:
+        factors: K_d.
+        roots: W^1/2, of each axis.
+        eig: Of K^, jitter included.
+        shift: s.
+        noise: R; anything finite where nothing was observed.
+        gain: c.
+        observed: Where.
+        free: Flat indices of where c may be other than 0.
+        missing: Flat indices of what was not observed.
+        jitter: See `GridInfo`.
+    """
+
+    factors: tuple[Float[Array, "_ _"], ...]
+    roots: tuple[Float[Array, " _"], ...]
+    eig: KronEigh
+    shift: Float[Array, ""]
+    noise: Float[Array, "..."]
+    gain: Float[Array, "..."]
+    observed: Bool[Array, "..."]
+    free: Int[Array, " M"]
+    missing: Int[Array, " m"]
+    jitter: Float[Array, " D"]
+
+    @property
+    def root(self) -> Float[Array, "..."]:
+        """W^1/2 on the grid."""
+        return outer(self.roots)
+
+    @property
+    def inverse(self) -> Float[Array, "..."]:
+        """Eigenvalues of (K^ + s)^-1."""
+        return 1 / (self.eig.spectrum + self.shift)
+
+    def rotate(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """To the eigenbasis."""
+        return kron_matvec([v.T for v in self.eig.vectors], x)
+
+    def back(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """From the eigenbasis."""
+        return kron_matvec(self.eig.vectors, x)
+
+    def rough(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """(I - Phi) x."""
+        return self.back(self.shift * self.inverse * self.rotate(x))
+
+    def scatter(self, x: Float[Array, " M"]) -> Float[Array, "..."]:
+        """Values at `free`, on a grid that is 0 elsewhere."""
+        flat = jnp.zeros(self.gain.size, x.dtype).at[self.free].set(x)
+        return flat.reshape(self.gain.shape)
+
+    def gather(self, x: Float[Array, "..."]) -> Float[Array, " M"]:
+        """Values at `free`."""
+        return x.ravel()[self.free]
+
+    def precision(self, x: Float[Array, " M"]) -> Float[Array, " M"]:
+        """G x, at `free`."""
+        gain = self.gather(self.gain)
+        return (1 - gain**2) * x + gain * self.gather(
+            self.rough(self.scatter(gain * x))
+        )
+
+
+def outer(vectors):
+    """The outer product of one vector an axis."""
+    return ft.reduce(lambda a, b: a[..., None] * b, map(jnp.asarray, vectors))
+
+
+def conjugate_gradients(
+    system: System, b: Float[Array, "..."], settings: Settings, target=None
+):
+    """Solve G z = b on the grid, b being 0 where c is.
+
+    A step costs 4 N sum n_d flops. Where a data residual is asked for, A x - y of the x
+    that z stands for, it is r c / (1 - c^2) - K^ r / s at what was observed, of the
+    residual r of G; it is bounded by what the steps compute anyway, on the whole grid.
+
+    Args:
+        system: G.
+        b: The right-hand side.
+        settings: When to end.
+        target: What the data residual may be at most; None asks instead for
+            ||r|| <= tolerance ||b||.
+
+    Returns:
+        `(z, num_steps, status)`.
+    """
+    ratio = system.eig.spectrum / system.shift
+    gain = system.gain
+    local = jnp.where(
+        system.observed, gain * system.noise / (system.shift * system.root**2), 0
+    )
+    if target is None:
+        limit = settings.tolerance * jnp.linalg.norm(b)
+    else:
+        limit = target
+
+    def is_going(state):
+        return (state[-2] > limit) & (state[-1] < settings.max_steps)
+
+    def step(state):
+        z, r, direction, hat, beta, square, _, count = state
+        new_hat = system.rotate(gain * direction)
+        size = square
+        if target is not None:
+            size = jnp.sum((local * r) ** 2)
+            if system.missing.size:
+                size += jnp.sum((ratio * (new_hat - beta * hat)) ** 2)
+        image = gain * system.back(new_hat / (1 + ratio))
+        image += (1 - gain**2) * direction
+        curvature = jnp.sum(direction * image)
+        alpha = jnp.where(square > 0, square / curvature, 0)
+        z, r = z + alpha * direction, r - alpha * image
+        new = jnp.sum(r**2)
+        beta = jnp.where(square > 0, new / square, 0)
+        size = jnp.sqrt(size)
+        return z, r, r + beta * direction, new_hat, beta, new, size, count + 1
+
+    zero = jnp.zeros((), b.dtype)
+    start = (
+        jnp.zeros_like(b),
+        b,
+        b,
+        jnp.zeros_like(b),
+        zero,
+        jnp.sum(b**2),
+        jnp.full((), jnp.inf, b.dtype),
+        jnp.zeros((), int),
+    )
+    z, *_, size, count = jax.lax.while_loop(is_going, step, start)
+    return z, count, _status(size, limit)
+
+
+def _status(size, limit):
+    status = jnp.where(size <= limit, Status.CONVERGED, Status.MAX_STEPS)
+    return jnp.where(jnp.isfinite(size), status, Status.DIVERGED)
+
+
+def fill(system: System, y: Float[Array, "..."], settings: Settings):
+    """The expected u / W^1/2 given y, which is 0 where nothing was observed.
+
+    Returns:
+        `(u, num_steps, status)`.
+    """
+    white = y / system.root
+    if not system.free.size:
+        return white, jnp.zeros((), int), jnp.asarray(int(Status.CONVERGED))
+    b = -system.gain * system.rough(white)
+    target = settings.tolerance * jnp.linalg.norm(y) / jnp.max(system.root)
+    z, num_steps, status = conjugate_gradients(system, b, settings, target)
+    return white + system.gain * z, num_steps, status
+
+
+class Solved(NamedTuple):
+    """What y determines.
+
+    Attributes:
+        coefficients: (K^ + s)^-1 u / W^1/2 in the eigenbasis: posterior means are
+            matrices of each axis times it.
+        x: A^-1 y on the grid, 0 where nothing was observed.
+        info: How it went.
+    """
+
+    coefficients: Float[Array, "..."]
+    x: Float[Array, "..."]
+    info: GridInfo
+
+
+def solve(system: System, y: Float[Array, "..."], settings: Settings) -> Solved:
+    """A^-1 y: 6 N sum n_d flops, and those of conjugate gradients.
+
+    Args:
+        system: A.
+        y: 0 where nothing was observed.
+        settings: When to end.
+    """
+    u, num_steps, status = fill(system, y, settings)
+    coefficients = system.inverse * system.rotate(u)
+    x = jnp.where(system.observed, system.back(coefficients) / system.root, 0)
+    lost = y - kron_matvec(system.factors, x) - system.noise * x
+    size = jnp.linalg.norm(y)
+    size = jnp.where(size > 0, size, 1)
+    residual = jnp.linalg.norm(jnp.where(system.observed, lost, 0)) / size
+    # Rounding x alone makes a residual of this size.
+    bound = jnp.max(system.eig.spectrum) * jnp.max(system.root) ** 2
+    rounding = 10 * jnp.finfo(x.dtype).eps * bound * jnp.linalg.norm(x) / size
+    judged = _status(residual, settings.tolerance + rounding)
+    status = jnp.maximum(status, judged)
+    return Solved(coefficients, x, GridInfo(residual, num_steps, status, system.jitter))
+
+
+def gain_cholesky(system: System) -> Float[Array, "M M"]:
+    """The lower Cholesky factor of G at `free`; 2 M N sum n_d + M^3 / 3 flops."""
+    weights = system.shift * system.inverse
+    places = jnp.unravel_index(system.free, system.gain.shape)
+    gain = system.gather(system.gain)
+
+    def column(row):
+        place, size = row
+        start = outer([v[i] for v, i in zip(system.eig.vectors, place, strict=True)])
+        return size * gain * system.gather(system.back(weights * start))
+
+    columns = jax.lax.map(column, (places, gain), batch_size=16)
+    return one_by_one(jnp.linalg.cholesky)(jnp.diag(1 - gain**2) + columns)
+
+
+def gain_roots(system: System) -> Float[Array, "M M"]:
+    """Rows l_j, at `free`, with sum_j l_j l_j^T = G^-1."""
+    low = gain_cholesky(system)
+
+    def invert(low):
+        eye = jnp.eye(len(low), dtype=low.dtype)
+        return jax.scipy.linalg.solve_triangular(low, eye, lower=True)
+
+    return one_by_one(invert)(low)
+
+
+def log_determinant(system: System, settings: Settings, key) -> Estimate:
+    """Of A: sum log(1 + spectrum / s) + log det G + sum_o log R."""
+    value = jnp.sum(jnp.log1p(system.eig.spectrum / system.shift))
+    value += jnp.sum(jnp.where(system.observed, jnp.log(system.noise), 0))
+    size = system.free.size
+    if not size:
+        return Estimate(value, jnp.zeros_like(value))
+    if size <= settings.max_dense:
+        diagonal = jnp.diagonal(gain_cholesky(system))
+        return Estimate(value + 2 * jnp.sum(jnp.log(diagonal)), jnp.zeros_like(value))
+    density = stochastic_lanczos(
+        key,
+        system.precision,
+        size,
+        num_probes=settings.num_probes,
+        num_steps=min(settings.num_lanczos, size),
+        dtype=value.dtype,
+    )
+    rest = quadrature_trace(jnp.log, density, size)
+    return Estimate(value + rest.value, rest.standard_error)
+
+
+class Evidence(NamedTuple):
+    """The marginal likelihood of what was observed.
+
+    Attributes:
+        value: Its logarithm, in nats.
+        standard_error: Of a stochastic log-determinant's share; 0 of an exact one's.
+        info: Of the solve; only the value of a converged one counts.
+    """
+
+    value: Float[Array, ""]
+    standard_error: Float[Array, ""]
+    info: GridInfo
+
+
+@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def evidence(
+    settings: Settings, system: System, key: Any, factors, noise, y
+) -> Evidence:
+    """Of y, 0 where nothing was observed; differentiable in factors, noise and y.
+
+    `system` is made of those, without derivatives.
+    """
+    return _evidence(settings, system, key, y)[0]
+
+
+def _evidence(settings, system, key, y):
+    solved = solve(system, y, settings)
+    logdet = log_determinant(system, settings, key)
+    quadratic = jnp.sum(y * solved.x)
+    num = y.size - system.missing.size
+    value = -(quadratic + logdet.value + num * jnp.log(2 * jnp.pi)) / 2
+    return Evidence(value, logdet.standard_error / 2, solved.info), solved
+
+
+@ft.partial(evidence.defjvp, symbolic_zeros=True)
+def _(settings, primals, tangents):
+    system, key, factors, noise, y = primals
+    _, _, d_factors, d_noise, d_y = tangents
+    system = _once((factors, noise, y), system)
+    out, solved = _evidence(settings, system, key, y)
+    slope = jnp.zeros_like(out.value)
+    if not isinstance(d_y, SymbolicZero):
+        slope -= jnp.sum(solved.x * d_y)
+    d_factors = [None if isinstance(k, SymbolicZero) else k for k in d_factors]
+    d_noise = None if isinstance(d_noise, SymbolicZero) else d_noise
+    if d_noise is not None or any(k is not None for k in d_factors):
+        outers, diagonal = _inverse_trace(system, settings, key)
+        shares = system.eig.values
+        for d, k in enumerate(d_factors):
+            if k is not None:
+                part = _pair(shares, solved.coefficients, solved.coefficients, d)
+                v = system.eig.vectors[d] / system.roots[d][:, None]
+                slope += jnp.sum((part - outers[d]) * matmul(v.T, matmul(k, v))) / 2
+        if d_noise is not None:
+            share = jnp.where(system.observed, solved.x**2 - diagonal, 0)
+            slope += jnp.sum(share * d_noise) / 2
+    zeros = jax.tree.map(
+        lambda x: (
+            jnp.zeros(x.shape, jax.dtypes.float0)
+            if not jnp.issubdtype(x.dtype, jnp.inexact)
+            else jnp.zeros_like(x)
+        ),
+        out,
+    )
+    return out, zeros._replace(value=slope)
+
+
+def _pair(shares, a, b, axis):
+    """M of a^T ((x) dK) b = <M, dK_axis> in the eigenbasis, the others undisturbed."""
+    axes = [e for e in range(a.ndim) if e != axis]
+    ones = [v[:1] * 0 + 1 if e == axis else v for e, v in enumerate(shares)]
+    return jnp.tensordot(a, outer(ones) * b, (axes, axes), precision="highest")
+
+
+def _inverse_trace(system, settings, key):
+    """What makes tr(A^-1 dA): a matrix an axis in the eigenbasis, and diag(A^-1).
+
+    A^-1 = W^-1/2 (K^ + s)^-1 (1 - s c G^-1 c (K^ + s)^-1) W^-1/2.
+    """
+    shares, inverse = system.eig.values, system.inverse
+    ndim = inverse.ndim
+    outers = []
+    for d in range(ndim):
+        ones = [v[:1] * 0 + 1 if e == d else v for e, v in enumerate(shares)]
+        axes = tuple(e for e in range(ndim) if e != d)
+        outers.append(jnp.diag(jnp.sum(outer(ones) * inverse, axes)))
+    diagonal = kron_matvec([v**2 for v in system.eig.vectors], inverse)
+    diagonal = diagonal / system.root**2
+    total = tuple(outers), diagonal
+    if not system.free.size:
+        return total
+
+    def subtract(total, pair):
+        a, b = pair
+        outers, diagonal = total
+        a, b = (
+            jnp.sqrt(system.shift) * inverse * system.rotate(system.gain * x)
+            for x in (a, b)
+        )
+        both = system.back(a) * system.back(b) / system.root**2
+        return (
+            tuple(m - _pair(shares, a, b, d) for d, m in enumerate(outers)),
+            diagonal - both,
+        )
+
+    if system.free.size <= settings.max_dense:
+
+        def exact(total, row):
+            row = system.scatter(row)
+            return subtract(total, (row, row)), None
+
+        return jax.lax.scan(exact, total, gain_roots(system))[0]
+
+    def drawn(total, key):
+        z = jr.rademacher(key, system.free.shape, inverse.dtype)
+        z = system.scatter(z) / jnp.sqrt(settings.num_probes)
+        x, _, status = conjugate_gradients(system, z, settings)
+        x = jnp.where(status == Status.CONVERGED, x, jnp.nan)
+        return subtract(total, (x, z)), None
+
+    return jax.lax.scan(drawn, total, jr.split(key, settings.num_probes))[0]
+
+
+@jax.custom_jvp
+def _once(x, out):
+    """`out`, which is made of x and refuses derivatives by it."""
+    return out
+
+
+@_once.defjvp
+def _(primals, tangents):
+    raise ValueError("The marginal likelihood is differentiable once, not twice.")

@@ -1,0 +1,55 @@
+"""Covariances among outputs, which are an axis of the grid like any other."""
+
+import equinox as eqx
+from jax.core import Tracer
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+import numpy as np
+
+from jaxlr.linalg import matmul
+
+
+class Coregionalization(eqx.Module):
+    """B = F F^T + diag(v) among T outputs, as a kernel of `GridGP`.
+
+    The points of its axis are whole numbers, which output each is; with it a `GridGP`
+    is the intrinsic coregionalization model B (x) K.
+
+    Attributes:
+        factor: F of rank r, in the units of the outputs, shape (T, r).
+        diagonal: v >= 0, what each output has of its own, in their squares.
+
+    Raises:
+        ValueError: Unless `factor` is a matrix with a row for each entry of `diagonal`,
+            whose entries, where known, are >= 0.
+
+    References:
+        Bonilla, Chai, Williams. "Multi-task Gaussian Process Prediction". 2007.
+        NeurIPS.
+    """
+
+    factor: Float[ArrayLike, "T r"]
+    diagonal: Float[ArrayLike, " T"]
+
+    def __check_init__(self):
+        shapes = jnp.shape(self.factor), jnp.shape(self.diagonal)
+        if len(shapes[0]) != 2 or shapes[0][:1] != shapes[1]:
+            raise ValueError(
+                "`factor` must be a matrix with a row for each entry of the vector "
+                f"`diagonal`, got shapes {shapes[0]} and {shapes[1]}."
+            )
+        if not isinstance(self.diagonal, Tracer) and not np.all(
+            np.asarray(self.diagonal) >= 0
+        ):
+            raise ValueError(f"`diagonal` must be >= 0, got {self.diagonal}.")
+
+    def gram(self, x: Int[Array, " n"], y: Int[Array, " m"]) -> Float[Array, "n m"]:
+        """Covariances B_{x_i y_j} of outputs."""
+        factor, diagonal = map(jnp.asarray, (self.factor, self.diagonal))
+        same = jnp.where(x[:, None] == y, diagonal[x][:, None], 0)
+        return matmul(factor[x], factor[y].T) + same
+
+    def variance(self, x: Int[Array, " n"]) -> Float[Array, " n"]:
+        """Variances B_{x_i x_i}."""
+        factor, diagonal = map(jnp.asarray, (self.factor, self.diagonal))
+        return jnp.sum(factor[x] ** 2, 1) + diagonal[x]

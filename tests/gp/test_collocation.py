@@ -1,0 +1,389 @@
+"""Collocation against dense systems solved by NumPy in float64, and known solutions."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlr import gp
+from jaxlr.core import Status
+from jaxlr.core.compat import x64
+
+
+def covariance(ell, x, y, a, b):
+    """d^a/dx^a d^b/dy^b of the Matern 5/2 covariance, by hand."""
+    scale = np.sqrt(5) / ell
+    t = scale * (x[:, None] - y)
+    r = np.abs(t)
+    factor = (
+        1 + r + r**2 / 3,
+        -t * (1 + r) / 3,
+        (r**2 - r - 1) / 3,
+        t * (3 - r) / 3,
+        1 - 5 * r / 3 + r**2 / 3,
+    )[a + b]
+    return (-1) ** b * scale ** (a + b) * factor * np.exp(-r)
+
+
+def variable(u):
+    """Of variable coefficients, and a constant that moves to the right side."""
+    return u(2) + jnp.linspace(0, 1, 14) * u(1) - 3 * u() + 2
+
+
+REGULAR = np.linspace(0, 1.5, 14)
+IRREGULAR = 1.5 * np.linspace(0, 1, 14) ** 1.3
+RNG = np.random.default_rng(0)
+SOURCE, BOUNDARY = RNG.normal(size=(2, 14))
+
+
+def dense_1d(x, ell, faces, source=SOURCE, boundary=BOUNDARY):
+    """The posterior mean, and the likelihood with its variance profiled out."""
+    ends = np.array([side % 14 for _, side in faces])
+    points = np.concatenate([x, x[ends]])
+    c = {
+        0: np.r_[np.full(14, -3.0), np.ones(len(ends))],
+        1: np.r_[np.linspace(0, 1, 14), np.zeros(len(ends))],
+        2: np.r_[np.ones(14), np.zeros(len(ends))],
+    }
+    k = sum(
+        c[a][:, None] * c[b] * covariance(ell, points, points, a, b)
+        for a in c
+        for b in c
+    )
+    cross = sum(c[b] * covariance(ell, x, points, 0, b) for b in c)
+    y = np.r_[source - 2, boundary[ends]]
+    variance = y @ np.linalg.solve(k, y) / len(y)
+    logdet = np.linalg.slogdet(2 * np.pi * variance * k)[1]
+    return cross @ np.linalg.solve(k, y), -(logdet + len(y)) / 2
+
+
+def problem_1d(x=REGULAR, faces=None, source=SOURCE):
+    return gp.Problem(variable, (x,), source, BOUNDARY, faces=faces)
+
+
+def train(*args, fn=gp.collocation_solve, is_jitted=True, **settings):
+    """Results that may leave `x64`."""
+
+    def run():
+        return fn(*args, **settings)
+
+    return jax.tree.map(np.asarray, (jax.jit(run) if is_jitted else run)())
+
+
+def solve(*args, **settings):
+    return train(*args, num_evaluations=0, **settings)
+
+
+@pytest.mark.parametrize("x", [REGULAR, IRREGULAR])
+@pytest.mark.parametrize("faces", [((0, 0), (0, -1)), ((0, 0),)])
+def test_one_axis_is_the_posterior_mean(x, faces):
+    want, likelihood = dense_1d(x, 0.7, faces)
+    with x64(True):
+        found = solve(problem_1d(x, faces), gp.Matern(0.7))
+        scaled = solve(problem_1d(x, faces), 9.0 * gp.Matern(0.7))
+    np.testing.assert_allclose(found.solution, want, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found.log_marginal_likelihood, likelihood, rtol=1e-7)
+    np.testing.assert_allclose(scaled.log_marginal_likelihood, likelihood, rtol=1e-7)
+    np.testing.assert_allclose(scaled.solution, want, rtol=1e-8, atol=1e-8)
+    assert found.residual < 1e-10
+    assert (found.num_steps, found.status) == (1, Status.CONVERGED)
+
+
+@pytest.mark.slow
+def test_refinement_undoes_jitter():
+    want, _ = dense_1d(REGULAR, 0.7, ((0, 0), (0, -1)))
+    with x64(True):
+        found = solve(problem_1d(), gp.Matern(0.7), is_jitted=False, jitter=1e-6)
+    np.testing.assert_allclose(found.solution, want, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found.jitter, [1e-6])
+
+
+def test_float32():
+    want, _ = dense_1d(REGULAR, 0.7, ((0, 0), (0, -1)))
+    found = solve(problem_1d(), gp.Matern(0.7))
+    assert found.solution.dtype == jnp.float32
+    assert float(found.jitter[0]) == pytest.approx(1e-6)
+    np.testing.assert_allclose(found.solution, want, atol=0.02 * np.abs(want).max())
+
+
+X, Y = np.linspace(0, 1, 7), np.linspace(0, 2, 8)
+GRID_SOURCE, GRID_BOUNDARY = np.random.default_rng(1).normal(size=(2, 7, 8))
+WEIGHTS = 1 + X[:, None] * Y
+BOX = ((0, 0), (0, -1), (1, 0), (1, -1))
+
+
+def elliptic(u):
+    return WEIGHTS * u(2, 0) + u(0, 2) + 0.3 * u(1, 1) - u(0, 1) - 2 * u()
+
+
+def cubic(u):
+    return elliptic(u) - u() ** 3
+
+
+def slopes(x, ell, order):
+    k = covariance(ell, x, x, 0, 0)
+    return np.linalg.solve(k, covariance(ell, x, x, order, 0).T).T
+
+
+def dense_2d(faces, is_cubic=False):
+    """Newton with the dense matrix of what is free."""
+    ex, ey = np.eye(7), np.eye(8)
+    dx, dy = slopes(X, 0.8, 1), slopes(Y, 1.1, 1)
+    dxx, dyy = slopes(X, 0.8, 2), slopes(Y, 1.1, 2)
+    operator = (
+        WEIGHTS.ravel()[:, None] * np.kron(dxx, ey)
+        + np.kron(ex, dyy)
+        + 0.3 * np.kron(dx, dy)
+        - np.kron(ex, dy)
+        - 2 * np.eye(56)
+    )
+    is_given = np.zeros((7, 8), bool)
+    for axis, side in faces:
+        np.moveaxis(is_given, axis, 0)[side] = True
+    free = ~is_given.ravel()
+    u = np.where(is_given, GRID_BOUNDARY, 0).ravel()
+    for _ in range(12 if is_cubic else 1):
+        gap = GRID_SOURCE.ravel() - operator @ u + is_cubic * u**3
+        jacobian = operator - is_cubic * np.diag(3 * u**2)
+        u[free] += np.linalg.solve(jacobian[free][:, free], gap[free])
+    return u.reshape(7, 8)
+
+
+def problem_2d(equation=elliptic, faces=BOX, source=GRID_SOURCE):
+    return gp.Problem(equation, (X, Y), source, GRID_BOUNDARY, faces=faces)
+
+
+def matern_2d():
+    return gp.Matern(0.8), gp.Matern(1.1)
+
+
+@pytest.mark.parametrize("faces", [BOX, ((0, 0), (1, 0), (1, -1))])
+def test_two_axes_are_the_dense_system(faces):
+    want = dense_2d(faces)
+    with x64(True):
+        found = solve(problem_2d(faces=faces), matern_2d())
+    np.testing.assert_allclose(found.solution, want, rtol=1e-8, atol=1e-8)
+    assert found.residual < 1e-11
+    assert (found.num_steps, found.status) == (1, Status.CONVERGED)
+
+
+@pytest.mark.slow
+def test_the_preconditioner_inverts_what_is_separable():
+    """GMRES then ends at once; and its products are counted."""
+
+    def equation(u):
+        return u(2, 0) + 3 * u(0, 2) - u(1, 0) - 2 * u()
+
+    with x64(True):
+        found = solve(problem_2d(equation), matern_2d())
+        other = solve(problem_2d(), matern_2d())
+    assert found.num_products <= 3 < other.num_products < 45
+
+
+@pytest.mark.slow
+def test_newton_is_that_of_the_dense_system():
+    want = dense_2d(BOX, is_cubic=True)
+    with x64(True):
+        found = solve(
+            problem_2d(cubic), matern_2d(), fn=gp.newton_collocation, is_jitted=False
+        )
+        cut = solve(
+            problem_2d(cubic), matern_2d(), fn=gp.newton_collocation, max_steps=1
+        )
+        linear = solve(problem_2d(), matern_2d(), fn=gp.newton_collocation)
+    np.testing.assert_allclose(found.solution, want, rtol=1e-8, atol=1e-8)
+    assert (found.status, cut.status) == (Status.CONVERGED, Status.MAX_STEPS)
+    assert cut.num_steps == 1 < found.num_steps <= 8
+    assert found.residual < 1e-11 < 1e-6 < cut.residual
+    np.testing.assert_allclose(linear.solution, dense_2d(BOX), rtol=1e-8, atol=1e-8)
+
+
+def test_newton_on_one_axis_meets_the_equation_at_every_point():
+    def equation(u):
+        return u(2) + u() * (u() ** 2 - 1) + u(1) ** 2
+
+    with x64(True):
+        x = jnp.linspace(0, 1, 25)
+        problem = gp.manufactured(equation, lambda x: jnp.sin(3 * x), (x,))
+        kernel = gp.SquaredExponential(0.4)
+        found = solve(problem, kernel, fn=gp.newton_collocation)
+    assert error(problem, found.solution) < 1e-6
+    assert found.residual < 1e-7
+    assert 3 <= found.num_steps <= 12
+    assert found.status == Status.CONVERGED
+
+
+def test_three_axes_one_of_them_time():
+    def heat(u):
+        return u(0, 0, 1) - u(2, 0, 0) - u(0, 2, 0)
+
+    def wave(x, y, t):
+        return jnp.exp(-2 * t) * jnp.sin(x) * jnp.cos(y) + x * y
+
+    faces = (*((a, s) for a in (0, 1) for s in (0, -1)), (2, 0))
+    with x64(True):
+        grid = tuple(jnp.linspace(0, 1, n) for n in (9, 8, 10))
+        problem = gp.manufactured(heat, wave, grid, faces)
+        found = solve(problem, gp.SquaredExponential(1.0))
+    assert error(problem, found.solution) < 1e-5
+    assert found.residual < 1e-10
+    assert found.status == Status.CONVERGED
+
+
+def mixture(rate):
+    return gp.SpectralMixture(
+        jnp.log(jnp.full(4, 0.25)), jnp.full(4, rate), jnp.linspace(0, 6, 4)
+    )
+
+
+def error(problem, u):
+    want = np.asarray(problem.solution)
+    return np.linalg.norm(u - want) / np.linalg.norm(want)
+
+
+def wavy(num=30):
+    x = jnp.linspace(0.0, 1.0, num)
+    return gp.manufactured(lambda u: u(2), lambda x: jnp.sin(25 * x), (x,))
+
+
+@pytest.mark.slow
+def test_training_raises_the_likelihood_and_the_best_start_wins():
+    with x64(True):
+        problem, starts = wavy(), [mixture(30.0), mixture(3.0)]
+        untrained = [solve(problem, start) for start in starts]
+        each = [train(problem, start, num_evaluations=15) for start in starts]
+        both = train(problem, [starts], num_evaluations=15)
+        short = train(problem, starts[1], num_evaluations=5)
+        (kernel,) = both.kernels
+    before, after = (
+        [float(r.log_marginal_likelihood) for r in rs] for rs in (untrained, each)
+    )
+    assert after[0] > before[0] + 20
+    assert after[1] > before[1] + 20
+    assert abs(after[0] - after[1]) > 20
+    np.testing.assert_allclose(both.log_marginal_likelihood, max(after), rtol=1e-4)
+    assert before[1] < short.log_marginal_likelihood < after[1]
+    np.testing.assert_array_equal(kernel.frequencies, mixture(1.0).frequencies)
+    assert error(problem, both.solution) < 1e-5
+    assert error(problem, both.solution) < error(problem, untrained[0].solution) / 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_source", [True, False])
+def test_training_by_lines_of_the_source_or_of_the_boundary(has_source):
+    """Each axis finds its own lengthscale."""
+
+    def equation(u):
+        return u(2, 0) + u(0, 2) if has_source else u(1, 0) - u(0, 1)
+
+    def solution(x, y):
+        return jnp.sin(8 * x) * jnp.sin(y) if has_source else jnp.sin(5 * (x + y))
+
+    with x64(True):
+        grid = jnp.linspace(0.0, 1.0, 16), jnp.linspace(0.0, 1.0, 15)
+        faces = BOX if has_source else ((0, 0), (1, -1))
+        problem = gp.manufactured(equation, solution, grid, faces)
+        found = train(
+            problem, gp.SquaredExponential(0.1), num_evaluations=50, jitter=1e-10
+        )
+        untrained = solve(problem, gp.SquaredExponential(0.1))
+    assert error(problem, found.solution) < 1e-4
+    assert error(problem, found.solution) < error(problem, untrained.solution) / 10
+    first, second = (k.lengthscale for k in found.kernels)
+    assert first > 0.15
+    assert second > 1.5 * first if has_source else second > 0.15
+
+
+def numerical(fun, step=1e-4):
+    return (fun(step) - fun(-step)) / (2 * step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fn", "num_axes"),
+    [
+        (gp.collocation_solve, 1),
+        (gp.collocation_solve, 2),
+        (gp.newton_collocation, 2),
+    ],
+)
+def test_gradients(fn, num_axes):
+    """By source, boundary and lengthscale, all at once along a line."""
+    nonlinear = fn is gp.newton_collocation
+    with x64(True):
+        if num_axes == 1:
+            problem = problem_1d()
+        else:
+            problem = problem_2d(cubic if nonlinear else elliptic)
+        weights = jnp.asarray(np.random.default_rng(2).normal(size=problem.shape))
+
+        def value(t):
+            moved = eqx.tree_at(
+                lambda p: (p.source, p.boundary),
+                problem,
+                (problem.source + t * weights, problem.boundary * (1 + t)),
+            )
+            found = fn(moved, gp.Matern(0.8 + t), num_evaluations=0, jitter=1e-10)
+            return jnp.sum(weights * found.solution)
+
+        value = jax.jit(value)
+        slope = jax.jit(jax.grad(value))(0.0)
+        np.testing.assert_allclose(slope, numerical(value), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_axes", [1, 2])
+def test_lanes_are_single_solutions(num_axes):
+    def equation(u):
+        return (u(2) if num_axes == 1 else u(2, 0) + u(0, 2)) - u() ** 3
+
+    with x64(True):
+        grid = (np.linspace(0, 1, 8),) * num_axes
+        sources = jnp.asarray(
+            np.random.default_rng(3).normal(size=(3, *[8] * num_axes))
+        )
+        sources = sources * jnp.asarray([0.1, 30.0, 1e3]).reshape(-1, *[1] * num_axes)
+
+        def one(source):
+            problem = gp.Problem(equation, grid, source, 0.5)
+            return gp.newton_collocation(problem, gp.Matern(0.7), num_evaluations=0)
+
+        lanes = jax.jit(jax.vmap(one))(sources)
+        one = jax.jit(one)
+        for i, source in enumerate(sources):
+            single = one(source)
+            np.testing.assert_allclose(
+                lanes.solution[i], single.solution, rtol=1e-8, atol=1e-10
+            )
+            assert lanes.num_steps[i] == single.num_steps
+    assert len({*np.asarray(lanes.num_steps).tolist()}) > 1
+
+
+class Indefinite(gp.Kernel):
+    """No covariance at all."""
+
+    def _derivative(self, tau, order):
+        return 1 + 3 * tau**2 if order == 0 else tau
+
+
+@pytest.mark.misuse
+def test_misuse_is_named():
+    kernel = gp.Matern(0.7)
+    with pytest.raises(ValueError, match=r"an integer >= 0, got -1"):
+        gp.collocation_solve(problem_1d(), kernel, num_evaluations=-1)
+    with pytest.raises(ValueError, match=r"`max_steps` must be an integer >= 1, got 0"):
+        gp.newton_collocation(problem_1d(), kernel, max_steps=0)
+    with pytest.raises(ValueError, match=r"each of 2 axes, a kernel or several, got 1"):
+        solve(problem_2d(), [kernel])
+    with pytest.raises(ValueError, match=r"`kernels\[0\]` must be of one structure"):
+        solve(problem_1d(), [[kernel, gp.SquaredExponential(1.0)]])
+    with pytest.raises(ValueError, match=r"`kernels\[0\]`, a Matern.* 2; .* needs 4"):
+        solve(problem_1d(), gp.Matern(0.7, nu=1.5))
+    with pytest.raises(ValueError, match=r"not linear in u: use `newton_collocation`"):
+        solve(problem_2d(cubic), kernel)
+    with pytest.raises(ValueError, match="not positive definite, nor with a jitter of"):
+        solve(problem_2d(), Indefinite(), is_jitted=False)
+    four = gp.Problem(lambda u: u(2, 0, 0, 0), [np.linspace(0, 1, 3)] * 4, 0.0, 0.0)
+    with pytest.raises(ValueError, match=r"`problem` must have 1 to 3 axes, got 4"):
+        solve(four, kernel)
