@@ -9,7 +9,7 @@ match and above all else for b = cos(pi / M). Five features, one head, nothing l
 
 Claims. With c = (2 log N + 10) / (1 - b), outputs above 1/2 are the matches: all of
 them and no others, in float32, for N up to 64 and M = 1021; no output is closer than
-.49 to 1/2. With a hundredth of that c a tenth of the positions or more is wrong.
+.49 to 1/2. With a hundredth of that c a twentieth of them or more is wrong.
 
 Falsified if a single position of any sequence is classified wrongly, if a hundredth of
 c does as well, or if the positions that match are all or none, which would show
@@ -106,7 +106,7 @@ def claims(results) -> list[Claim]:
         Claim("accuracy, every seed", whole["accuracy"], low=1),
         Claim("distance of every output from 1/2", whole["margin"], low=0.49),
         Claim("share of positions that match", whole["matching"], low=0.02, high=0.98),
-        Claim("a hundredth of the sharpness: accuracy", blunt["accuracy"], high=0.9),
+        Claim("a hundredth of the sharpness: accuracy", blunt["accuracy"], high=0.95),
     ]
 
 
