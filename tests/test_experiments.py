@@ -19,6 +19,7 @@ from jaxlr.lab import find
 
 # Their smoke sizes take 20 s or more to compile and run on two cores.
 HEAVY = {
+    "attention.crossover",
     "attention.digits",
     "attention.match3_learned",
     "attention.scaling",
@@ -27,9 +28,13 @@ HEAVY = {
     "gp.partial_grids",
     "gp.photograph",
     "gp.restarts",
+    "sensing.completion",
     "sensing.completion_photograph",
     "sensing.overparameterization",
+    "sensing.phase_transition",
     "sensing.photograph",
+    "sensing.quantization",
+    "sensing.small_initialization",
     "sharpness.digits",
     "ssm.digits",
     "ssm.listops",

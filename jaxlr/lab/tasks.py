@@ -121,6 +121,8 @@ def _unpack(payload: Payload) -> Setup:
         backend,
     )
     wanted, found = json.loads(payload.config), json.loads(json.dumps(setup.config()))
+    if provenance.source_path(experiment) is None:
+        found["source"] = wanted["source"]  # it came along, by value, without its file
     if differing := [name for name in wanted if wanted[name] != found[name]]:
         pairs = ", ".join(f"{n}: {wanted[n]!r} / {found[n]!r}" for n in differing)
         raise RuntimeError(f"The worker differs from the coordinator in {pairs}.")
