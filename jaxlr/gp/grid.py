@@ -16,12 +16,13 @@ import numpy as np
 
 from jaxlr.core.loop import Status
 from jaxlr.gp import _partial
+from jaxlr.gp._evidence import Evidence, evidence
 from jaxlr.gp._host import covariance, known, on_host
-from jaxlr.gp._partial import Evidence, GridInfo, outer, Settings, System
+from jaxlr.gp._partial import GridInfo, Settings, System
 from jaxlr.gp.coregionalization import Coregionalization
 from jaxlr.gp.kernel import Kernel
 from jaxlr.gp.posterior import Posterior
-from jaxlr.linalg import kron_eigh
+from jaxlr.linalg import kron_eigh, outer_product
 
 
 _MOST_JITTER = 1e-4
@@ -202,7 +203,7 @@ class GridGP(eqx.Module):
         settings = self.settings._replace(num_probes=num_probes, num_lanczos=num_steps)
         y = self._observed(y, system)
         factors = tuple(map(jnp.asarray, factors))
-        return _partial.evidence(settings, system, key, factors, noise, y)
+        return evidence(settings, system, key, factors, noise, y)
 
     def posterior(self, y: Float[ArrayLike, "..."]) -> Posterior:
         """The process given y.
@@ -254,7 +255,7 @@ class GridGP(eqx.Module):
         """R on kept rows."""
         if isinstance(self.noise, tuple):
             pairs = zip(self.noise, self.kept, strict=True)
-            return jnp.asarray(outer([w[kept] for w, kept in pairs]), float)
+            return jnp.asarray(outer_product([w[kept] for w, kept in pairs]), float)
         noise = jnp.asarray(self.noise, float)
         shape = tuple(map(len, self.kept))
         return self.take(noise) if noise.ndim else jnp.full(shape, noise)

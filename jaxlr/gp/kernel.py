@@ -247,7 +247,17 @@ class SpectralMixture(Kernel):
         )
 
 
-class Sum(Kernel):
+class _Pair(Kernel):
+    first: Kernel
+    second: Kernel
+
+    @property
+    def max_order(self) -> int:
+        """The lower one of the two."""
+        return min(self.first.max_order, self.second.max_order)
+
+
+class Sum(_Pair):
     """k1 + k2, what `+` makes.
 
     Attributes:
@@ -255,33 +265,17 @@ class Sum(Kernel):
         second: k2.
     """
 
-    first: Kernel
-    second: Kernel
-
-    @property
-    def max_order(self) -> int:
-        """The lower one of the two."""
-        return min(self.first.max_order, self.second.max_order)
-
     def _derivative(self, tau, order):
         return self.first(tau, order) + self.second(tau, order)
 
 
-class Product(Kernel):
+class Product(_Pair):
     """k1 k2, what `*` makes.
 
     Attributes:
         first: k1.
         second: k2.
     """
-
-    first: Kernel
-    second: Kernel
-
-    @property
-    def max_order(self) -> int:
-        """The lower one of the two."""
-        return min(self.first.max_order, self.second.max_order)
 
     def _derivative(self, tau, order):
         return _leibniz(self.first, self.second, tau, order)

@@ -14,8 +14,15 @@ from jaxtyping import Array, ArrayLike, Float, Key, Num
 from jaxlr.core.loop import Status
 from jaxlr.gp import _partial
 from jaxlr.gp._host import covariance, known, on_host, variance
-from jaxlr.gp._partial import GridInfo, outer, System
-from jaxlr.linalg import Estimate, kron_eigh, kron_matvec, map_draws, matmul
+from jaxlr.gp._partial import GridInfo, System
+from jaxlr.linalg import (
+    Estimate,
+    kron_eigh,
+    kron_matvec,
+    map_draws,
+    matmul,
+    outer_product,
+)
 
 
 class Prediction(NamedTuple):
@@ -44,7 +51,7 @@ class Posterior(eqx.Module):
 
     gp: Any
     system: System
-    maps: tuple[Float[Array, "_ _"], ...]
+    maps: tuple[Float[ArrayLike, "_ _"], ...]
     coefficients: Float[Array, "..."]
     info: GridInfo
 
@@ -204,7 +211,7 @@ class Posterior(eqx.Module):
             mean = product(rows, self.coefficients)
             if not system.free.size:
                 return mean, -taken
-            b = system.back(outer(rows) * system.inverse)
+            b = system.back(outer_product(rows) * system.inverse)
             b = jnp.sqrt(system.shift) * system.gain * b
             z, _, status = _partial.conjugate_gradients(system, b, gp.settings)
             added = jnp.where(status == Status.CONVERGED, jnp.sum(b * z), jnp.nan)
@@ -260,7 +267,7 @@ class Posterior(eqx.Module):
         kept = kron_matvec(squares, weights)
         if kept.shape == gp.shape:
             return kept
-        prior = outer(
+        prior = outer_product(
             [on_host(variance, k, x) for k, x in zip(gp.kernels, gp.grid, strict=True)]
         )
         taken = kron_matvec([row**2 for row in self._rows()], system.inverse)

@@ -5,6 +5,7 @@ from jaxlr.linalg.dense import (
     one_by_one as one_by_one,
     product_svd as product_svd,
     random_orthonormal as random_orthonormal,
+    total as total,
 )
 from jaxlr.linalg.iterative import (
     cg as cg,
@@ -19,6 +20,7 @@ from jaxlr.linalg.kron import (
     kron_solve as kron_solve,
     KronEigh as KronEigh,
     mode_product as mode_product,
+    outer_product as outer_product,
     spectral_filter as spectral_filter,
 )
 from jaxlr.linalg.krylov import (

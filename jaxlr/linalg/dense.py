@@ -25,6 +25,20 @@ def matmul(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Inexact[Array,
     return jnp.matmul(a, b, precision="highest")
 
 
+def total(x: Inexact[Array, "..."]) -> Inexact[Array, ""]:
+    """The sum of all entries, one axis after the other.
+
+    A sum over all at once, of what jax 0.7.2 makes within the same loop on a CPU, adds
+    one entry at a time: 15 000 logarithms in float32 then are off by 1e-5 of the sum.
+
+    Args:
+        x: Any shape.
+    """
+    while x.ndim:
+        x = jax.lax.optimization_barrier(jnp.sum(x, axis=-1))
+    return x
+
+
 def one_by_one(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, which on a CPU `vmap` calls for one lane after the other.
 

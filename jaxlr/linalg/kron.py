@@ -12,14 +12,14 @@ import jax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Inexact
+from jaxtyping import Array, ArrayLike, Float, Inexact, Real
 import numpy as np
 
 from jaxlr.kernels.mode_product import mode_product as mode_product
-from jaxlr.linalg.dense import matmul, one_by_one
+from jaxlr.linalg.dense import matmul, one_by_one, total
 
 
-Factors: TypeAlias = Sequence[Float[ArrayLike, "_ _"]]
+Factors: TypeAlias = Sequence[Real[ArrayLike, "_ _"]]
 """One matrix a grid axis."""
 
 
@@ -37,7 +37,22 @@ class KronEigh(NamedTuple):
     @property
     def spectrum(self) -> Float[Array, "..."]:
         """The eigenvalues on the grid, shape (n_1, ..., n_D)."""
-        return _outer(self.values)
+        return outer_product(self.values)
+
+
+def outer_product(
+    vectors: Sequence[Float[ArrayLike, " _"]], *, without: int | None = None
+) -> Float[Array, "..."]:
+    """The outer product of one vector an axis, shape (n_1, ..., n_D).
+
+    Args:
+        vectors: Of n_d entries each.
+        without: An axis whose vector counts as a single 1. Static.
+    """
+    found = [jnp.asarray(v) for v in vectors]
+    if without is not None:
+        found[without] = jnp.ones_like(found[without][:1])
+    return ft.reduce(lambda a, b: a[..., None] * b, found)
 
 
 def kron_matvec(
@@ -224,15 +239,6 @@ def _still(k):
     return jax.lax.stop_gradient(k) if isinstance(k, Tracer) else k
 
 
-def _outer(vectors):
-    return ft.reduce(lambda a, b: a[..., None] * b, vectors)
-
-
-def _without(values, axis):
-    """The spectrum without one axis' factor; of length 1 there."""
-    return _outer([v[:1] * 0 + 1 if d == axis else v for d, v in enumerate(values)])
-
-
 def _rotate(eig, y):
     return kron_matvec([v.T for v in eig.vectors], y)
 
@@ -299,7 +305,7 @@ def _parts(eig, shift, d_factors, d_others):
     for is_other, tangents in enumerate(filter(None, (d_factors, d_others))):
         for d, (tangent, v) in enumerate(zip(tangents, eig.vectors, strict=True)):
             if not isinstance(tangent, SymbolicZero):
-                weight = shift if is_other else _without(eig.values, d)
+                weight = shift if is_other else outer_product(eig.values, without=d)
                 yield d, weight, matmul(v.T, matmul(tangent, v))
 
 
@@ -324,11 +330,11 @@ def _(primals, tangents):
 def _gaussian(eig, factors, others, shift, y):
     y = _rotate(eig, y)
     spectrum = eig.spectrum + shift
-    logdet = jnp.sum(jnp.log(spectrum))
+    logdet = total(jnp.log(spectrum))
     if others is not None:
         for v in eig.vectors:
             logdet -= 2 * (y.size // len(v)) * jnp.linalg.slogdet(v)[1]
-    return jnp.sum(y**2 / spectrum), logdet
+    return total(y**2 / spectrum), logdet
 
 
 @ft.partial(_gaussian.defjvp, symbolic_zeros=True)
