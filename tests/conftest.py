@@ -32,3 +32,12 @@ def _programs_end_with_their_file():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture
+def x64():
+    """With 64-bit types."""
+    from jaxlr.core import compat
+
+    with compat.x64(True):
+        yield

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlr import attention
-from jaxlr.core import compat
 from tests.attention._arrays import draw
-
-
-@pytest.fixture
-def x64():
-    with compat.x64(True):
-        yield
 
 
 def call(**changes):

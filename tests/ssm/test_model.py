@@ -9,13 +9,6 @@ import optax
 import pytest
 
 from jaxlr import ssm
-from jaxlr.core import compat
-
-
-@pytest.fixture
-def x64():
-    with compat.x64(True):
-        yield
 
 
 LAYERS = {

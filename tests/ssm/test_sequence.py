@@ -11,13 +11,6 @@ import pytest
 from scipy.linalg import expm
 
 from jaxlr import ssm
-from jaxlr.core import compat
-
-
-@pytest.fixture
-def x64():
-    with compat.x64(True):
-        yield
 
 
 def system(num_channels=3, n=8, kind="legs", seed=0):
