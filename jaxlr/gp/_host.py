@@ -37,8 +37,13 @@ def covariance(
 ) -> Float[Array, "n m"]:
     """Covariances of points of one axis."""
     if isinstance(kernel, Coregionalization):
-        return kernel.gram(jnp.asarray(x, int), jnp.asarray(y, int))
+        return kernel.gram(_outputs(x), _outputs(y))
     return gram(kernel, x, y)
+
+
+def _outputs(x):
+    """Whole numbers as they are; others are no output: -1."""
+    return jnp.where(x == jnp.round(x), x, -1).astype(int)
 
 
 def variance(
@@ -46,5 +51,5 @@ def variance(
 ) -> Float[Array, " n"]:
     """Variances at points of one axis."""
     if isinstance(kernel, Coregionalization):
-        return kernel.variance(jnp.asarray(x, int))
+        return kernel.variance(_outputs(x))
     return kernel(jnp.zeros(jnp.shape(x)))

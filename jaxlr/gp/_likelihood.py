@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import optax
 
+from jaxlr.core import Count
 from jaxlr.gp.kernel import Kernel
 
 
 _MOST_JITTER = 1e-3
 _LINE_SEARCH = 10
 _LEAST_GAIN = 0.01  # nats; rounding alone makes as much at a condition of 1e12
+_PRIOR_DEVIATION = 5.0  # of logarithms; a factor of 150
 
 
 def cholesky(
@@ -37,7 +39,8 @@ def cholesky(
         return ~jnp.all(jnp.isfinite(lower)) & (jitter < _MOST_JITTER / 2)
 
     start = lax.stop_gradient(jitter)
-    jitter = lax.while_loop(fails, lambda jitter: 10 * jitter, start)
+    least = jnp.finfo(start.dtype).tiny
+    jitter = lax.while_loop(fails, lambda j: jnp.maximum(10 * j, least), start)
     lower = jnp.linalg.cholesky(correlations + jitter * identity)
     if not isinstance(lower, Tracer) and not jnp.all(jnp.isfinite(lower)):
         raise ValueError(
@@ -56,22 +59,27 @@ def correlate(
 
 
 def log_likelihood(
-    covariance: Float[Array, "n n"], data: Float[Array, "n m"], jitter: Float[Array, ""]
+    covariance: Float[Array, "n n"],
+    data: Float[Array, "n _"],
+    jitter: Float[Array, ""],
+    num_draws: Count = 1,
 ) -> Float[Array, ""]:
-    """Of a draw under its covariance, the mean over m draws, in nats.
+    """Of a draw under its covariance, the mean over draws, in nats.
 
     The covariance is taken times the number that makes the draws likeliest: its own
-    scale does not matter. More columns may stand for the draws, of the same sum of
-    products `data @ data.T`.
+    scale does not matter. Other columns may stand for the draws, of the same sum of
+    products `data @ data.T`. 0 where all data are 0, which tell nothing.
     """
     correlations, scale = correlate(covariance)
     n = len(scale)
     lower = jnp.linalg.cholesky(correlations + jitter * jnp.eye(n, dtype=scale.dtype))
     white = jax.scipy.linalg.solve_triangular(lower, data / scale[:, None], lower=True)
-    variance = jnp.sum(white**2) / data.size
-    variance = jnp.where(variance == 0, 1, variance)  # NaN stays
+    variance = jnp.sum(white**2) / (n * num_draws)
+    is_empty = variance == 0
+    variance = jnp.where(is_empty, 1, variance)  # NaN stays
     logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(lower) * scale))
-    return -(n * (jnp.log(2 * jnp.pi * variance) + 1) + logdet) / 2
+    value = -(n * (jnp.log(2 * jnp.pi * variance) + 1) + logdet) / 2
+    return jnp.where(is_empty, 0, value)
 
 
 def maximize(
@@ -86,7 +94,9 @@ def maximize(
     Starts go one after the other, in one compile: batches of factorizations may wait
     for each other (`linalg.one_by_one`). The jitter with which a start's Cholesky
     factorization succeeds stays for its training. Ends too when a step gains less than
-    a hundredth of a nat.
+    a hundredth of a nat. A wide log-normal prior around the start holds what is trained
+    in its logarithm: rates of components without weight, which the likelihood does not
+    see and derivatives do. It does not count in what is returned.
 
     Args:
         likelihood_fn: Of a kernel and a jitter, in nats.
@@ -102,11 +112,11 @@ def maximize(
         )
     )
 
-    def train(params):
-        _, used = cholesky(correlate(covariance_fn(_from_logs(params)))[0], jitter)
+    def train(start):
+        _, used = cholesky(correlate(covariance_fn(_from_logs(start)))[0], jitter)
 
         def loss_fn(params):
-            value = -likelihood_fn(_from_logs(params), used)
+            value = _distance(params, start) - likelihood_fn(_from_logs(params), used)
             return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
         value_and_grad_fn = optax.value_and_grad_from_state(loss_fn)
@@ -125,12 +135,15 @@ def maximize(
             *_, gain, num = carry
             return (gain > _LEAST_GAIN) & (num + line_search <= num_evaluations)
 
-        big = jnp.asarray(jnp.inf, used.dtype)
+        params, big = start, jnp.asarray(jnp.inf, used.dtype)
         if line_search > 0:
-            start = params, solver.init(params), big, big, jnp.asarray(1)
-            params, *_ = lax.while_loop(goes_on, body, start)
+            carry = start, solver.init(start), big, big, jnp.asarray(1)
+            params, *_ = lax.while_loop(goes_on, body, carry)
             params = jax.tree.map(lax.stop_gradient, params)
-        return params, -loss_fn(params)
+        value = likelihood_fn(_from_logs(params), used)
+        is_good = jnp.isfinite(value)
+        params = jax.tree.map(lambda x, y: jnp.where(is_good, x, y), params, start)
+        return params, jnp.where(is_good, value, -jnp.inf)
 
     logs = [_to_logs(kernel, jitter.dtype) for kernel in starts]
     if len(logs) == 1:
@@ -145,6 +158,16 @@ def maximize(
 
 def _name(path):
     return getattr(path[-1], "name", "")
+
+
+def _distance(params, start):
+    """Minus the prior's log density, in nats, up to a constant."""
+
+    def of(path, x, y):
+        is_free = _name(path).startswith(("log_", "frequencies"))
+        return 0 if is_free else jnp.sum((x - y) ** 2) / (2 * _PRIOR_DEVIATION**2)
+
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of, params, start)))
 
 
 def _to_logs(kernel, dtype):

@@ -178,13 +178,13 @@ def many_axes(problem, starts, num_evaluations, jitter):
     dtype, shape = problem.grid[0].dtype, problem.shape
     kernels, matrices, jitters, likelihood = [], [], [], jnp.zeros((), dtype)
     for axis, x in enumerate(problem.grid):
-        lines = _lines(problem, axis)
+        lines, num_lines = _lines(problem, axis)
 
         def covariance_fn(kernel, x=x):
             return _gram(kernel, x, 0)
 
-        def likelihood_fn(kernel, jitter, x=x, lines=lines):
-            return log_likelihood(_gram(kernel, x, 0), lines, jitter)
+        def likelihood_fn(kernel, jitter, x=x, lines=lines, num=num_lines):
+            return log_likelihood(_gram(kernel, x, 0), lines, jitter, num)
 
         kernel, value = maximize(
             likelihood_fn, covariance_fn, starts[axis], num_evaluations, jitter
@@ -218,8 +218,12 @@ def many_axes(problem, starts, num_evaluations, jitter):
     def gap(derivatives):
         return (problem.source - apply(problem, derivatives))[free]
 
+    def relative(derivatives):
+        terms = map(jnp.multiply, linearize(problem, derivatives), derivatives)
+        size = ft.reduce(jnp.add, map(jnp.abs, terms)) + jnp.abs(problem.source)
+        return _ratio(_norm(gap(derivatives)), _norm(size[free]))
+
     first = differentiate(fixed)
-    size = _norm(gap(first))
     precondition = _preconditioner(problem, free, matrices, linearize(problem, first))
 
     def step(u):
@@ -239,7 +243,7 @@ def many_axes(problem, starts, num_evaluations, jitter):
             max_steps=_GMRES_STEPS,
         )
         u = u.at[free].add(change)
-        residual = _ratio(_norm(gap(differentiate(u))), size)
+        residual = relative(differentiate(u))
         return Step((u,), residual, jnp.stack(jitters), info.num_steps)
 
     nothing = jnp.zeros((), dtype)
@@ -248,9 +252,10 @@ def many_axes(problem, starts, num_evaluations, jitter):
 
 
 def _lines(problem, axis):
-    """Columns along the axis: of the source, or of the boundary if that is zero.
+    """Columns along the axis, of the source, or of the boundary if that is zero.
 
-    Not more than there are points: as many of the same sum of products.
+    As many as there are points, of the same sum of products; and for how many lines
+    they stand.
     """
     n = problem.shape[axis]
 
@@ -265,7 +270,10 @@ def _lines(problem, axis):
         if d != axis:
             kept = kept.at[(slice(None),) * d + (side,)].set(True)
     boundary = columns([jnp.where(kept, problem.boundary, 0)])
-    return jnp.where(jnp.any(source != 0), source, boundary)
+    has_source = jnp.any(source != 0)
+    num_kept = jnp.maximum(jnp.sum(jnp.any(kept, axis)), 1)
+    num = jnp.where(has_source, problem.source.size // n, num_kept)
+    return jnp.where(has_source, source, boundary), num
 
 
 def _preconditioner(problem, free, matrices, coefficients):

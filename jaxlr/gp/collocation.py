@@ -34,13 +34,16 @@ class Collocation(NamedTuple):
     Attributes:
         solution: u, shape (n_1, ..., n_D).
         residual: ||source - equation(u)||, with u differentiated as the kernels have
-            it, relative to that of the boundary's values continued by zero. One axis:
-            in units of the prior's standard deviations, with the boundary's share.
-        num_steps: Newton steps; 1 for a linear equation.
+            it, relative to the norm of the sum of all terms' magnitudes. One axis: in
+            units of the prior's standard deviations, with the boundary's share,
+            relative to the data. It is that of the discrete equations: small ones do
+            not mean that the grid resolves u, nor that rounding (in float32) does.
+        num_steps: Newton steps; 1 of `collocation_solve`.
         num_products: Products with the linearized operator, of all GMRES runs.
         status: A `Status`: `CONVERGED` if the residual meets the tolerance.
         kernels: Those used, one an axis, after training.
-        log_marginal_likelihood: What training maximized, at the kernels used, in nats.
+        log_marginal_likelihood: Of the data that training saw, at the kernels used, in
+            nats.
         jitter: Of every axis: what was added to its correlations' diagonal.
     """
 
@@ -69,7 +72,8 @@ def collocation_solve(
     axis, or of the boundary's where the source is zero, as draws of its kernel. Of
     several starts the likeliest is used: nothing else selects. Fields of a kernel
     called `frequencies` are not trained, `log_...` are as they are, and all others, in
-    their logarithm, stay positive. A scale of the kernel changes neither solution nor
+    their logarithm, stay positive, under a wide prior: a factor of 150 off the start is
+    one standard deviation. A scale of the kernel changes neither solution nor
     likelihood.
 
     Args:
@@ -81,7 +85,7 @@ def collocation_solve(
         num_evaluations: At most so many of the likelihood and its gradient, for every
             start; 0 for kernels as they are. Static.
         jitter: Added to the diagonal of correlations; ten times as much as long as a
-            Cholesky factorization fails. None: 1e-12 in float64, 1e-6 in float32.
+            Cholesky factorization fails; > 0. None: 1e-12 in float64, 1e-6 in float32.
         tolerance: On the residual, for the status.
 
     Returns:
@@ -155,6 +159,8 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, num_before):
     starts = _starts(problem, kernels, num_evaluations)
     if jitter is None:
         jitter = 1e-12 if dtype == jnp.float64 else 1e-6
+    if not isinstance(jitter, Tracer) and not jitter > 0:
+        raise ValueError(f"`jitter` must be > 0, got {jitter}.")
     jitter = jnp.asarray(jitter, dtype)
     build = one_axis if len(problem.grid) == 1 else many_axes
     kernels, likelihood, start, step = build(problem, starts, num_evaluations, jitter)
@@ -236,7 +242,8 @@ def _check_linear(problem):
         pairs = zip(*(linearize(problem, s) for s in states), strict=True)
         for one, other in pairs:
             known = not (isinstance(one, Tracer) or isinstance(other, Tracer))
-            if known and not np.allclose(one, other, rtol=1e-4):
+            rounding = 1e-4 * np.max(np.abs(one)) if known else 0
+            if known and not np.allclose(one, other, rtol=1e-4, atol=rounding):
                 raise ValueError(
                     "The `equation` is not linear in u: use `newton_collocation`."
                 )

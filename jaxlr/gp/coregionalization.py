@@ -45,11 +45,15 @@ class Coregionalization(eqx.Module):
 
     def gram(self, x: Int[Array, " n"], y: Int[Array, " m"]) -> Float[Array, "n m"]:
         """Covariances B_{x_i y_j} of outputs."""
-        factor, diagonal = map(jnp.asarray, (self.factor, self.diagonal))
-        same = jnp.where(x[:, None] == y, diagonal[x][:, None], 0)
-        return matmul(factor[x], factor[y].T) + same
+        same = jnp.where(x[:, None] == y, _rows(self.diagonal, x)[:, None], 0)
+        return matmul(_rows(self.factor, x), _rows(self.factor, y).T) + same
 
     def variance(self, x: Int[Array, " n"]) -> Float[Array, " n"]:
         """Variances B_{x_i x_i}."""
-        factor, diagonal = map(jnp.asarray, (self.factor, self.diagonal))
-        return jnp.sum(factor[x] ** 2, 1) + diagonal[x]
+        return jnp.sum(_rows(self.factor, x) ** 2, 1) + _rows(self.diagonal, x)
+
+
+def _rows(values, index):
+    """Those rows; NaN where there is none."""
+    index = jnp.where(index < 0, len(values), index)
+    return jnp.asarray(values).at[index].get(mode="fill", fill_value=jnp.nan)

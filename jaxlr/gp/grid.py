@@ -97,7 +97,8 @@ class GridGP(eqx.Module):
         Raises:
             ValueError: If kernels and axes are not as many; if points repeat; on noise
                 that is not positive or of another shape; on a mask that is traced, not
-                boolean, of another shape, or nowhere true.
+                boolean, of another shape, or nowhere true; on a tolerance or bounds
+                that are not positive.
         """
         self.kernels = tuple(kernels)
         self.grid = tuple(map(known, grid))
@@ -114,6 +115,8 @@ class GridGP(eqx.Module):
         for name, value in (("max_steps", max_steps), ("max_dense", max_dense)):
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"`{name}` must be an integer >= 0, got {value!r}.")
+        if tolerance is not None and not tolerance > 0:
+            raise ValueError(f"`tolerance` must be > 0, got {tolerance!r}.")
         self.tolerance, self.max_steps = tolerance, max_steps
         self.max_dense = max_dense
 
@@ -133,12 +136,13 @@ class GridGP(eqx.Module):
             which is for the caller to see. Direct on a grid without gaps unless the
             noise is an array; 6 N sum n_d flops, and 4 N sum n_d a step. In float32 the
             residual of any x is as large as its rounding makes it, though means are
-            accurate; the status allows for that.
+            accurate; the status allows for that. Differentiable in y.
 
         Raises:
-            ValueError: If y has another shape.
+            ValueError: If y has another shape; if differentiated in kernels or noise,
+                as `log_marginal_likelihood` can be.
         """
-        system, _ = self._system()
+        system, _ = self._refusing()._system()
         y = self._observed(y, system)
         _, x, info = _partial.solve(system, y, self.settings)
         if x.shape != self.shape:
@@ -162,7 +166,7 @@ class GridGP(eqx.Module):
         """
         found = self.evidence(y, key=key)
         is_good = found.info.status == Status.CONVERGED
-        return jnp.where(is_good, found.value, jnp.nan)
+        return found.value * jnp.where(is_good, 1, jnp.nan)  # derivatives too
 
     def evidence(
         self,
@@ -211,13 +215,18 @@ class GridGP(eqx.Module):
         Args:
             y: On the grid; anything where nothing was observed.
 
+        Returns:
+            Its mean is differentiable in y, and with its variance in the points of
+            predictions.
+
         Raises:
-            ValueError: If y has another shape.
+            ValueError: If y has another shape; if differentiated in kernels or noise.
         """
-        system, maps = self._system()
+        gp = self._refusing()
+        system, maps = gp._system()
         y = self._observed(y, system)
         solved = _partial.solve(system, y, self.settings)
-        return Posterior(self, system, maps, solved.coefficients, solved.info)
+        return Posterior(gp, system, maps, solved.coefficients, solved.info)
 
     @property
     def settings(self) -> Settings:
@@ -237,6 +246,10 @@ class GridGP(eqx.Module):
         """From the grid to kept rows."""
         is_whole = x.shape == tuple(map(len, self.kept))
         return x if is_whole else x[jnp.ix_(*self.kept)]
+
+    def _refusing(self):
+        """The same, of which nothing can be differentiated in kernels and noise."""
+        return jax.tree.map(lambda x: _refuse(x) if isinstance(x, Tracer) else x, self)
 
     def _observed(self, y, system):
         """On kept rows, 0 where nothing was observed."""
@@ -301,6 +314,19 @@ class GridGP(eqx.Module):
 
 def _still(x):
     return jax.lax.stop_gradient(x) if isinstance(x, Tracer) else x
+
+
+@jax.custom_jvp
+def _refuse(x):
+    return x
+
+
+@_refuse.defjvp
+def _(primals, tangents):
+    raise ValueError(
+        "`solve` and `posterior` are not differentiable in kernels and noise, as "
+        "`log_marginal_likelihood` is: give them `jax.lax.stop_gradient` of those."
+    )
 
 
 def _decompose(factors, roots):

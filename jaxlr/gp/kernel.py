@@ -366,7 +366,7 @@ def regular_spacing(x: Num[ArrayLike, " n"]) -> Float[Array, ""]:
     Raises:
         ValueError: Unless `x` is a vector of two points or more that, where they are
             known, ascend by equal steps, to a millionth of them or, where that is more,
-            four rounding errors.
+            four rounding errors. Where they are traced, NaN instead.
     """
     if jnp.ndim(x) != 1 or jnp.size(x) < 2:
         raise ValueError(
@@ -377,14 +377,19 @@ def regular_spacing(x: Num[ArrayLike, " n"]) -> Float[Array, ""]:
         wide = points.astype(np.float64)
         step = (wide[-1] - wide[0]) / (len(wide) - 1)
         error = np.max(np.abs(wide - wide[0] - step * np.arange(len(wide))))
-        rounding = 4 * np.finfo(points.dtype).eps * np.max(np.abs(wide))
+        eps = np.finfo(np.result_type(points, np.float32)).eps
+        rounding = 4 * eps * np.max(np.abs(wide))
         if not (step > 0 and error <= max(1e-6 * step, rounding)):
             raise ValueError(
                 "The grid must be regular for Toeplitz matrices: steps go from "
                 f"{np.min(np.diff(wide))} to {np.max(np.diff(wide))}."
             )
-    x = jnp.asarray(x)
-    return (x[-1] - x[0]) / (len(x) - 1)
+    x = jnp.asarray(x, float)
+    step = (x[-1] - x[0]) / (len(x) - 1)
+    error = jnp.max(jnp.abs(x - x[0] - step * jnp.arange(len(x))))
+    rounding = 8 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x))
+    is_regular = (step > 0) & (error <= jnp.maximum(1e-6 * step, rounding))
+    return jnp.where(is_regular, step, jnp.nan)
 
 
 def _check_positive(**values):

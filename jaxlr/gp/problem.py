@@ -8,6 +8,7 @@ of these orders on the grid and `u()` the value: in two dimensions
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -39,8 +40,9 @@ class Problem(eqx.Module):
 
     Raises:
         ValueError: Unless axes ascend (where they are known), arrays fit the grid, and
-            faces exist; on an equation that does not involve u, asks for derivatives
-            that are not of so many axes, or is not pointwise.
+            faces exist, once each, with a point between them; on an equation that does
+            not involve u, asks for derivatives that are not of so many axes, or gives
+            another shape.
     """
 
     equation: Equation = eqx.field(static=True)
@@ -59,6 +61,8 @@ class Problem(eqx.Module):
         solution: Num[ArrayLike, "..."] | None = None,
         faces: Sequence[Face] | None = None,
     ):
+        if not len(grid):
+            raise ValueError("`grid` must have an axis or more, got none.")
         self.equation = equation
         self.grid = tuple(_axis(axis, points) for axis, points in enumerate(grid))
         self.source = self._on_grid("source", source)
@@ -72,6 +76,13 @@ class Problem(eqx.Module):
         for face in self.faces:
             if face not in every:
                 raise ValueError(errors.unknown("face", face, every))
+        if len(set(self.faces)) < len(self.faces):
+            raise ValueError(f"`faces` must be given once each, got {self.faces}.")
+        for axis, num in enumerate(self.shape):
+            if num < 3 and {(axis, 0), (axis, -1)} <= set(self.faces):
+                raise ValueError(
+                    f"`grid[{axis}]` needs a point between its two faces, got {num}."
+                )
         _ = self.orders
 
     @property
@@ -169,17 +180,20 @@ def manufactured(
 
 def _axis(axis, points):
     """The points of one axis as an array of floats, checked."""
-    points = jnp.asarray(points)
+    is_known = not isinstance(points, Tracer)
+    with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
+        points = jnp.asarray(points)
+        points = points.astype(jnp.result_type(float, points))
     if points.ndim != 1 or len(points) < 2:
         raise ValueError(
             f"`grid` must have vectors of 2 points or more, got shape {points.shape} "
             f"for axis {axis}."
         )
-    if not isinstance(points, Tracer) and not np.all(np.diff(np.asarray(points)) > 0):
+    if is_known and not np.all(np.diff(np.asarray(points)) > 0):
         raise ValueError(
             f"`grid` must ascend, with no point twice, which axis {axis} does not."
         )
-    return points.astype(jnp.result_type(float, points))
+    return points
 
 
 def _slope(fun, axis):
@@ -225,7 +239,7 @@ class Benchmark(NamedTuple):
         The differential equations of the literature need float64 at these frequencies:
         make and solve them under `jaxlr.core.compat.x64(True)`.
         """
-        points = jnp.linspace(0.0, self.length, self.num if num is None else num)
+        points = np.linspace(0.0, self.length, self.num if num is None else num)
         grid = (points,) * self.num_axes
         return manufactured(self.equation, self.solution_fn, grid, self.faces)
 

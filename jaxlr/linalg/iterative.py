@@ -185,7 +185,13 @@ def _norm(x):
 
 
 def _restarted(cycle, tolerance, max_steps, matvec_fn, b):
-    """Cycles from the true residual, until it meets the tolerance."""
+    """Cycles from the true residual, until it meets the tolerance.
+
+    b is scaled: squares of small or large entries are not numbers of its type.
+    """
+    scale = jnp.max(jnp.abs(b), initial=0)
+    scale = jnp.where(scale == 0, 1, scale)
+    b = b / scale
     norm = _norm(b)
     target = tolerance * norm
 
@@ -202,7 +208,7 @@ def _restarted(cycle, tolerance, max_steps, matvec_fn, b):
     x, _, size, num = lax.while_loop(goes_on, body, start)
     status = jnp.where(size <= target, Status.CONVERGED, Status.MAX_STEPS)
     status = jnp.where(jnp.isfinite(size), status, Status.DIVERGED)
-    return x, IterativeInfo(size / jnp.where(norm > 0, norm, 1), num, status)
+    return scale * x, IterativeInfo(size / jnp.where(norm > 0, norm, 1), num, status)
 
 
 def _arnoldi(precondition, most, max_steps, matvec_fn, x, r, target, num):

@@ -122,7 +122,10 @@ def kron_pencil(factors: Factors, others: Factors | None) -> KronEigh:
             definite.
     """
     shapes = [np.shape(k) for k in factors]
-    for name, matrices in (("factors", factors), ("others", others or factors)):
+    for name, matrices in (
+        ("factors", factors),
+        ("others", factors if others is None else others),
+    ):
         got = [np.shape(k) for k in matrices]
         if not got or got != [(*shape, 0)[:1] * 2 for shape in shapes]:
             raise ValueError(
@@ -206,7 +209,7 @@ def kron_gaussian(
 
     Returns:
         `(quadratic, logdet)`; 2 N sum n_d flops, gradients in factors as many again and
-        in y too. NaN where A is not positive definite.
+        in y too. The log-determinant is NaN where A is not positive definite.
 
     Raises:
         ValueError: As `kron_solve`.

@@ -9,6 +9,7 @@ import pytest
 from jaxlr import gp
 from jaxlr.core import Status
 from jaxlr.core.compat import x64
+from jaxlr.gp import _likelihood
 
 
 def covariance(ell, x, y, a, b):
@@ -247,6 +248,20 @@ def wavy(num=30):
     return gp.manufactured(lambda u: u(2), lambda x: jnp.sin(25 * x), (x,))
 
 
+def test_a_prior_holds_what_the_likelihood_does_not():
+    """0.1 log l - (log l - log start)^2 / 50 is largest at start e^2.5."""
+    with x64(True):
+        kernel, likelihood = _likelihood.maximize(
+            lambda kernel, _: 0.1 * jnp.log(kernel.lengthscale),
+            lambda _: jnp.eye(2),
+            [gp.Matern(3.0)],
+            40,
+            jnp.asarray(1e-12),
+        )
+        np.testing.assert_allclose(kernel.lengthscale, 3 * np.exp(2.5), rtol=0.02)
+        np.testing.assert_allclose(likelihood, 0.1 * jnp.log(kernel.lengthscale))
+
+
 @pytest.mark.slow
 def test_training_raises_the_likelihood_and_the_best_start_wins():
     with x64(True):
@@ -387,3 +402,54 @@ def test_misuse_is_named():
     four = gp.Problem(lambda u: u(2, 0, 0, 0), [np.linspace(0, 1, 3)] * 4, 0.0, 0.0)
     with pytest.raises(ValueError, match=r"`problem` must have 1 to 3 axes, got 4"):
         solve(four, kernel)
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize("jitter", [0.0, -1e-6])
+def test_jitter_is_positive(jitter):
+    with pytest.raises(ValueError, match="`jitter` must be > 0"):
+        solve(problem_1d(), gp.Matern(0.7), jitter=jitter)
+
+
+def test_axes_stay_known_under_jit():
+    """So that regular ones need one row of a kernel's matrix."""
+
+    @jax.jit
+    def run():
+        grid = problem_1d().grid
+        assert not isinstance(grid[0], jax.core.Tracer)
+        return grid
+
+    run()
+
+
+def test_the_likelihood_of_two_axes_is_that_of_their_lines():
+    """Shape (7, 5): as draws, 5 lines of 7 points and 7 of 5, each axis for itself."""
+    x, y = np.linspace(0, 1, 7), np.linspace(0, 2, 5)
+    source = RNG.normal(size=(7, 5))
+
+    def of(points, ell, lines):
+        k = covariance(ell, points, points, 0, 0) + 1e-12 * np.eye(len(points))
+        variance = np.sum(lines * np.linalg.solve(k, lines)) / lines.size
+        logdet = np.linalg.slogdet(2 * np.pi * variance * k)[1]
+        return -(logdet + len(points)) / 2
+
+    with x64(True):
+        problem = gp.Problem(lambda u: u(2, 0) + u(0, 2), (x, y), source, 0.0)
+        found = solve(problem, [gp.Matern(0.5), gp.Matern(0.6)])
+    want = of(x, 0.5, source) + of(y, 0.6, source.T)
+    np.testing.assert_allclose(found.log_marginal_likelihood, want, rtol=1e-8)
+
+
+def test_no_data_train_nothing():
+    """A source of 0, and a boundary of 0 on all faces that axis 0's lines have."""
+    points = np.linspace(0, 1, 9)
+    with x64(True):
+        problem = gp.Problem(
+            lambda u: u(2, 0) + u(0, 2) - u(),
+            (points, points),
+            *(0.0, 1.0),
+            faces=((0, 0), (0, -1)),
+        )
+        found = train(problem, gp.SquaredExponential(0.3), num_evaluations=10)
+    np.testing.assert_allclose(found.kernels[0].lengthscale, 0.3)

@@ -268,3 +268,17 @@ def test_misuse_is_named():
         gp.gp_hm_predict(params, problem, [jnp.ones(2)] * 2)
     with pytest.raises(ValueError, match=r"`num_components` must be .* got 0"):
         gp.gp_hm_init(problem, 1.0, num_components=0)
+
+
+def test_a_traced_grid_that_is_not_regular_gives_nan():
+    problem = gp.Problem(lambda u: u(2), [np.linspace(0, 1, 9)], 1.0, 0.0)
+    params = gp.gp_hm_init(problem, 3.0, num_components=3)
+
+    @jax.jit
+    def value(grid):
+        return gp.gp_hm_log_joint(
+            params, gp.Problem(problem.equation, [grid], 1.0, 0.0), jitter=1e-2
+        )
+
+    assert np.isfinite(value(problem.grid[0]))
+    assert np.isnan(value(problem.grid[0] ** 2))

@@ -270,18 +270,24 @@ def test_outputs_are_an_axis():
     mixing = factor @ factor.T + np.diag(diagonal)
     where, when = np.array([1, 2]), np.array([0.9, 0.35])
 
-    def run(factor):
+    def process_of(factor):
         outputs = gp.Coregionalization(factor, diagonal)
-        process_ = gp.GridGP(
-            [outputs, gp.Matern(0.4)], [np.arange(3), times], 0.05, mask
-        )
-        after = process_.posterior(np.where(mask, y, np.nan))
+        return gp.GridGP([outputs, gp.Matern(0.4)], [np.arange(3), times], 0.05, mask)
+
+    def log_likelihood(factor):
+        return process_of(factor).log_marginal_likelihood(y)
+
+    def run():
+        after = process_of(factor).posterior(np.where(mask, y, np.nan))
         points = jnp.stack([where, when], 1)
-        return after.mean, after.predict(points), process_.log_marginal_likelihood(y)
+        none = jnp.array([[3.0, 0.2], [-1.0, 0.2], [1.6, 0.2]])
+        return after.mean, after.predict(points), after.predict(none).mean
 
     with x64(True):
-        mean, predicted, value = host(jax.jit(lambda: run(factor))())
-        slope = host(jax.jit(jax.grad(lambda f: run(f)[2]))(jnp.asarray(factor)))
+        mean, predicted, nothing = host(jax.jit(run)())
+        value, slope = host(
+            jax.jit(jax.value_and_grad(log_likelihood))(jnp.asarray(factor))
+        )
         k, rows = (np.asarray(gp.gram(gp.Matern(0.4), x, times)) for x in (times, when))
     cross = np.einsum("pi,pj->pij", mixing[where], rows).reshape(2, -1)
     prior = np.diag(mixing[where, where])
@@ -289,6 +295,7 @@ def test_outputs_are_an_axis():
     want = dense_gp([mixing, k], noise, mask, y, cross, prior)
     np.testing.assert_allclose(predicted.mean, want.mean, atol=1e-10)
     np.testing.assert_allclose(predicted.variance, np.diag(want.covariance), atol=1e-10)
+    assert np.isnan(nothing).all()  # no such outputs
     want = dense_gp([mixing, k], noise, mask, y)
     np.testing.assert_allclose(mean, want.mean.reshape(3, 6), atol=1e-10)
     np.testing.assert_allclose(value, want.log_marginal_likelihood, rtol=1e-12)
@@ -301,6 +308,7 @@ def test_outputs_are_an_axis():
     np.testing.assert_allclose(np.trace(slope), central(likelihood), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_transforms():
     """Over data, hyper-parameters and as an argument, in float32 too."""
     many = np.stack([Y, 2 * Y, np.zeros(SHAPE)])
@@ -418,3 +426,56 @@ def test_misuse_is_named():
         jax.jit(jax.hessian(lambda s: process(LENGTHS, s).log_marginal_likelihood(Y)))(
             0.1
         )
+
+
+@pytest.mark.parametrize("has_gaps", [False, True])
+def test_means_and_solves_are_differentiable_in_the_data(has_gaps):
+    """Both are linear in y: the derivative is the map itself, at a unit of it."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((6, 5)) > 0.2 if has_gaps else None
+    grid = [np.linspace(0, 1, n) for n in (6, 5)]
+    y, weight, unit = rng.normal(size=(3, 6, 5))
+
+    def total(y):
+        process_ = gp.GridGP(
+            [gp.SquaredExponential(0.3), gp.Matern(0.4)], grid, 0.1, mask
+        )
+        return jnp.vdot(weight, process_.solve(y)[0] + process_.posterior(y).mean)
+
+    with x64(True):
+        slope = jax.jit(jax.grad(total))(jnp.asarray(y))
+        _, along = jax.jvp(total, (jnp.asarray(y),), (jnp.asarray(unit),))
+        np.testing.assert_allclose(np.vdot(slope, unit), total(unit), rtol=1e-8)
+        np.testing.assert_allclose(along, total(unit), rtol=1e-8)
+
+
+@pytest.mark.misuse
+def test_derivatives_that_are_not_there_are_refused():
+    grid, y = [np.linspace(0, 1, 4)], np.arange(4.0)
+
+    def process_(ell, noise):
+        return gp.GridGP([gp.Matern(ell)], grid, noise)
+
+    for number in (0, 1):
+        for result in (
+            lambda p: p.solve(y)[0],
+            lambda p: p.posterior(y).mean,
+            lambda p: p.posterior(y).predict([[0.3]]).mean,
+        ):
+            with pytest.raises(ValueError, match="log_marginal_likelihood"):
+                jax.grad(lambda *h, f=result: jnp.sum(f(process_(*h))), number)(
+                    0.5, 0.1
+                )
+
+
+def test_a_likelihood_that_has_not_converged_has_no_slope():
+    mask = np.random.default_rng(0).random((5, 4)) > 0.3
+    grid = [np.linspace(0, 1, n) for n in (5, 4)]
+
+    def value(ell):
+        kernels = [gp.Matern(ell), gp.Matern(0.4)]
+        process_ = gp.GridGP(kernels, grid, 0.01, mask, max_steps=1)
+        return process_.log_marginal_likelihood(np.ones((5, 4)))
+
+    found = jax.value_and_grad(value)(0.3)
+    assert np.isnan(found).all()

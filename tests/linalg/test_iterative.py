@@ -206,3 +206,12 @@ def test_misuse_is_named():
                 fn(b, max_steps=bad)
     with pytest.raises(ValueError, match="`restart` must be an integer >= 1, got 0"):
         fn(b, restart=0)
+
+
+@pytest.mark.parametrize("method", [linalg.cg, linalg.gmres])
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_numbers_whose_squares_are_none(method, size):
+    b = jnp.full(4, size, jnp.float32)
+    x, info = method(lambda x: 2 * x, b, tolerance=1e-5, max_steps=10)
+    assert info.status == Status.CONVERGED
+    np.testing.assert_allclose(x, b / 2)
