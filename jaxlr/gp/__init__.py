@@ -6,6 +6,7 @@ from jaxlr.gp.collocation import (
     newton_collocation as newton_collocation,
 )
 from jaxlr.gp.coregionalization import Coregionalization as Coregionalization
+from jaxlr.gp.data import carbon_dioxide as carbon_dioxide, Record as Record
 from jaxlr.gp.gp_hm import (
     gp_hm_init as gp_hm_init,
     gp_hm_log_joint as gp_hm_log_joint,

@@ -27,6 +27,7 @@ _PACKAGES = (
     "rich",
     "matplotlib",
     "scikit-learn",
+    "statsmodels",
     "dask",
     "submitit",
 )
@@ -90,7 +91,8 @@ def limits(found: Iterable[Any]) -> list[Limit]:
         if reason := aot.why_not(maker):
             rows.append(Limit(f"jaxlr compile for {name}, tests marked aot", reason))
     for package, what, extra in (
-        ("sklearn", "experiments on photographs and bundled data", "data"),
+        ("sklearn", "experiments on photographs and digits", "data"),
+        ("statsmodels", "experiments on the record of carbon dioxide", "data"),
         ("distributed", "sweeps on a Dask cluster", "cluster"),
         ("submitit", "sweeps by SLURM through submitit", "cluster"),
     ):

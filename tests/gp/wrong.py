@@ -6,6 +6,8 @@ WRONG[experiment][beginning of a statement] = metric, (where, change), ...
 from tests.changes import NAN, plus, times
 
 
+OUTAGES, WEEKS = ({"pattern": pattern} for pattern in ("outages", "weeks"))
+
 LEAST, WHOLE, GAPS, NOISY_GAPS = (
     {"percent": percent, "level": level} for percent in (0, 30) for level in (0, 1)
 )
@@ -14,9 +16,52 @@ SCATTERED, SLAB, BLOCK = (
     {"pattern": pattern, "noise": 1e-2} for pattern in ("scattered", "slab", "block")
 )
 
+PROCESS = {"method": 0}  # of experiments that compare methods
+
+SIN, ALLEN_CAHN = (
+    {"problem": name, "component": "gaussian"}
+    for name in ("poisson_1d_sin", "allen_cahn_1d_sin_cos")
+)
+
 POLICY, TRACED, PLAIN, PRODUCT = ({"arithmetic": i, "noise": 1e-4} for i in range(4))
 
 WRONG = {
+    "co2": {
+        "outages: error over climatology": (
+            "rmse",
+            NAN,
+            (OUTAGES | PROCESS, times(3)),
+        ),
+        "outages: error over seasonal": ("rmse", NAN, (OUTAGES | PROCESS, times(3))),
+        "outages: error over interpolation": (
+            "rmse",
+            NAN,
+            (OUTAGES | PROCESS, times(3)),
+        ),
+        "weeks: error over interpolation": (
+            "rmse",
+            NAN,
+            (WEEKS | PROCESS, times(1.5)),
+        ),
+        "intervals of 80 %": ("coverage", NAN, (WEEKS, plus(-0.2)), (WEEKS, plus(0.2))),
+    },
+    "collocation": {
+        "Poisson, sin(100 x): error": ("error", NAN, (SIN, plus(1e-6))),
+        "every problem: error": (
+            "error",
+            NAN,
+            (SIN, plus(1e-4)),
+            (ALLEN_CAHN, plus(1e-4)),
+        ),
+        "every kernel: converged": ("has_converged", NAN, (SIN, times(0))),
+        "Allen-Cahn: steps": (
+            "num_steps",
+            NAN,
+            (ALLEN_CAHN, times(0)),
+            (ALLEN_CAHN, plus(10)),
+        ),
+        "sin(100 x): weight": ("weight", NAN, (SIN, times(0.5))),
+    },
     "exactness": {
         "whole grid, noise >= 1e-2: error of the likelihood": (
             "likelihood_error",
@@ -54,6 +99,15 @@ WRONG = {
             (GAPS, plus(1e-12)),
         ),
     },
+    "gp_hm": {
+        "error at the end": ("error", NAN, ({"problem": "poisson_1d_sin"}, plus(1))),
+        "error off the grid": (
+            "error_off_grid",
+            NAN,
+            ({"problem": "poisson_1d_sin"}, plus(1)),
+        ),
+        "gain of the log": ("gain", NAN, ({"problem": "poisson_1d_sin"}, times(-1))),
+    },
     "partial_grids": {
         "every cell: true residual": ("residual", NAN, (BLOCK, plus(1e-6))),
         "every cell: the status": ("has_converged", NAN, (BLOCK, times(0))),
@@ -76,6 +130,14 @@ WRONG = {
             (BLOCK, times(0.1)),
         ),
     },
+    "photograph": {
+        "error over that of the nearest": ("rmse", NAN, (PROCESS, times(1.5))),
+        "error over that of the mean": ("rmse", NAN, (PROCESS, times(3))),
+        "error over that of linear": ("rmse", NAN, (PROCESS, times(1.5))),
+        "intervals of 90 %": ("coverage", NAN, ({}, plus(-0.1)), ({}, plus(0.1))),
+        "intervals of 50 %": ("coverage", NAN, ({}, plus(-0.3))),
+        "error of the widest": ("spread", NAN, ({}, times(0.5))),
+    },
     "precision": {
         "policy: error of the mean": ("mean_error", NAN, (POLICY, plus(1e-6))),
         "policy: error of the likelihood": (
@@ -87,5 +149,12 @@ WRONG = {
         "traced, noise 1e-4": ("mean_error", NAN, (TRACED, times(1e-3))),
         "plain, noise 1e-4": ("mean_error", NAN, (PLAIN, times(1e-3))),
         "product, noise 1e-4": ("mean_error", NAN, (PRODUCT, times(0.1))),
+    },
+    "restarts": {
+        "best of all starts: likelihood": ("final", NAN, ({"seed": 1}, plus(-20))),
+        "best of all starts: period": ("period", NAN, ({"seed": 1}, times(1.1))),
+        "one start": ("final", NAN, ({}, times(0))),
+        "eight starts": ("final", NAN, ({"seed": 1, "start": 0}, plus(50))),
+        "median start": ("final", NAN, ({}, times(0))),
     },
 }

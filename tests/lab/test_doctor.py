@@ -24,6 +24,7 @@ def test_a_missing_package_is_a_dash(monkeypatch):
     ("package", "what"),
     [
         ("sklearn", "photographs"),
+        ("statsmodels", "carbon dioxide"),
         ("distributed", "Dask"),
         ("submitit", "SLURM"),
         ("fcntl", "run directories"),
