@@ -17,26 +17,38 @@ from jaxlr.core.docs import field_docs
 from jaxlr.lab import find
 
 
-# Their smoke sizes take 20 s or more to compile and run on two cores.
+# Their smoke sizes take 10 s or more to compile and run on two cores.
 HEAVY = {
     "attention.crossover",
     "attention.digits",
     "attention.match3_learned",
     "attention.scaling",
+    "gp.collocation",
     "gp.exactness",
     "gp.partial_grids",
+    "gp.photograph",
+    "gp.precision",
+    "gp.restarts",
     "sensing.completion",
     "sensing.completion_photograph",
+    "sensing.conditioning",
+    "sensing.outliers",
     "sensing.overparameterization",
     "sensing.phase_transition",
     "sensing.photograph",
+    "sensing.precision",
     "sensing.quantization",
+    "sensing.robust_photograph",
     "sensing.small_initialization",
+    "sharpness.bias_variance",
     "sharpness.digits",
+    "sharpness.edge_of_stability",
+    "sharpness.matrix_sensing",
+    "sharpness.two_cycle",
     "ssm.digits",
     "ssm.listops",
 }
-HEAVIEST = {"ssm.msam", "ssm.robustness"}  # a minute and more
+HEAVIEST = {"gp.co2", "ssm.msam", "ssm.robustness"}  # a minute and more
 NAMES = sorted(find.names())
 
 
@@ -154,11 +166,17 @@ def test_claims_hold_at_full_size(name):
 
 
 def test_run_is_pure(name):
-    """The same key gives the same bits, another key does not; nothing leaks."""
+    """The same key gives the same bits, another key does not; nothing leaks.
+
+    Heavy ones are traced alone, which finds leaks, and not compiled a second time.
+    """
     experiment = smoke(name)
     run = experiment.run or loop.closed_form(experiment)
     with compat.x64(experiment.x64), jax.checking_leaks():
         compiled = jax.jit(lambda key: run(key, experiment.hparams))
+        if name in HEAVY:
+            compiled.trace(jr.key(0))
+            return
         first, again, other = (compiled(jr.key(seed)) for seed in (0, 0, 1))
     first, again, other = (jax.tree.leaves(x) for x in (first, again, other))
     for a, b in zip(first, again, strict=True):

@@ -158,6 +158,7 @@ def test_misuse_of_polynomials(use, sentence):
         use()
 
 
+@pytest.mark.slow
 def test_degrees_are_chosen_and_certain(x64):
     arrays = draw((5, 6), size=0.3)
     exact = attention.tensor_attention(*arrays)

@@ -208,6 +208,7 @@ def test_values_and_gradients_over_many_tiles(x64, name):
         np.testing.assert_allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "causal", "windows", "ordered", "lengths"])
 def test_values_and_gradients_of_polynomials_over_many_chunks(x64, name, monkeypatch):
     """Of five rows; sizes are no multiples of them, nor chunks of a square number."""
@@ -231,6 +232,7 @@ def test_values_and_gradients_of_polynomials_over_many_chunks(x64, name, monkeyp
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", "polynomial"])
 def test_gradients_of_three_modes(x64, implementation):
     arrays = draw((3, 4, 5), queries=3, heads=1, size=0.4)
@@ -244,6 +246,7 @@ def test_gradients_of_three_modes(x64, implementation):
         np.testing.assert_allclose(a, b, atol=1e-11 if not options else 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", "pallas_interpret"])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_float32(is_causal, implementation):
@@ -289,6 +292,7 @@ def test_bfloat16_stays_and_is_close(implementation):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", "polynomial"])
 def test_lanes_and_the_order_of_modes(x64, implementation):
     query, keys, values = draw((5, 6), size=0.4)
@@ -315,6 +319,7 @@ def test_lanes_and_the_order_of_modes(x64, implementation):
             np.testing.assert_allclose(a, b, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_gradients_have_forward_derivatives(x64):
     arrays = draw((19, 300), queries=21)
     weight = jr.normal(jr.key(9), arrays[0].shape)

@@ -25,7 +25,7 @@ HEADS = 4
 LENS_TURNED = np.tile(LENS[1][::-1], (HEADS, 1))
 
 
-@pytest.fixture(params=SMALL)
+@pytest.fixture(params=["tpu", pytest.param("gpu", marks=pytest.mark.slow)])
 def backend(request, monkeypatch):
     """Whose kernels are interpreted."""
     monkeypatch.setattr(jax, "default_backend", lambda: request.param)
@@ -145,6 +145,7 @@ def test_values_and_gradients(name, backend):
         close(alike, want[0][0], 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("backend")
 def test_default_blocks():
     arrays = make()
@@ -172,6 +173,7 @@ def test_bfloat16(is_wide):
         assert np.abs(got - exact).max() <= 2 * np.abs(other - exact).max()
 
 
+@pytest.mark.slow
 def test_the_order_of_modes(backend):
     """With their windows; tiles of the modes differ, so the bits do too."""
     query, keys, values = make()
@@ -219,6 +221,7 @@ def test_vmap(backend):
         close(at(mixed, i), one(some), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_gpu_does_not_read_tiles_out_of_sight(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     arrays = make()

@@ -58,9 +58,8 @@ print("inside")
 """
 
 
-@pytest.mark.parametrize(
-    "kind", ["rlimit", pytest.param("variable", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rlimit", "variable"])
 def test_a_sweep_ten_times_too_large_stays_inside_the_limit(kind):
     """The hard limit is enforced by the kernel, the soft one measured afterwards."""
     if not Path("/proc/self/status").exists():

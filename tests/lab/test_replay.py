@@ -210,6 +210,7 @@ EXPERIMENT = Experiment(
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_the_file_and_its_flags(tmp_path):
     """The recorded hyper-parameters win over the file's defaults."""
     file = tmp_path / "mine.py"

@@ -68,9 +68,8 @@ def test_twenty_kills_at_random_leave_no_trace(tmp_path, kind):
     assert num_midway >= 5
 
 
-@pytest.mark.parametrize(
-    "kind", ["closed", pytest.param("long", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["closed", "long"])
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(tmp_path, kind):
     """By Ctrl-C, then by `kill -9`, each when there is something new to go on from."""
     for stop in (signal.SIGINT, signal.SIGKILL, signal.SIGKILL):

@@ -25,6 +25,7 @@ def sweeps(num_inner, num_seeds=5):
         return np.asarray(out.num_sweeps), np.asarray(out.error[:, -1])
 
 
+@pytest.mark.slow
 def test_target_two_inner_iterations_suffice_and_one_does_not():
     (exact, error), (one, _), (two, two_error) = map(sweeps, (0, 1, 2))
     assert max(error.max(), two_error.max()) <= 1e-6

@@ -82,6 +82,7 @@ def test_target_too_many_columns_are_sublinear(num_steps):
     assert out.linearity <= 0.7
 
 
+@pytest.mark.slow
 def test_target_modified_step_is_linear_from_gaussian_measurements():
     out = cell("noisy", alpha=0.1)
     assert out.rebalanced_at > 0

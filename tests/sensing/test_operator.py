@@ -126,6 +126,7 @@ def test_gradient_of_apply_factors_is_adjoint_factors(case):
     )
 
 
+@pytest.mark.slow
 def test_vmap_equals_a_loop(case):
     operator, d = case
     batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x, x**2]), d)
@@ -144,6 +145,7 @@ def test_vmap_equals_a_loop(case):
         chex.assert_trees_all_close(got, want, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_low_precision_agrees_with_the_oracle(name, dtype):
@@ -168,6 +170,7 @@ def test_low_precision_agrees_with_the_oracle(name, dtype):
     assert abs(left - right) <= tolerance * scale * np.linalg.norm(z64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, m in drawn()])
 def test_isotropy_is_the_mean_of_the_normal_operator(name):
     def normal(key, x):
@@ -227,6 +230,7 @@ def test_the_rip_constant_sees_what_is_not_measured():
     )
 
 
+@pytest.mark.slow
 def test_the_rip_constant_falls_with_measurements_and_grows_with_rank():
     def constant(m, rank):
         operator = ops.gaussian(jr.key(1), (12, 10), m)

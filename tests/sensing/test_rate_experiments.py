@@ -65,6 +65,7 @@ def test_iterations_that_do_not_reach_the_tolerance_are_all_counted():
     assert (out.num_iterations == 120).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "low", "high"), [("float32", 1e-8, 3e-6), ("bfloat16", 3e-4, 3e-3)]
 )

@@ -16,6 +16,7 @@ from tests.devices import Forced
 EIGHT = Forced(8)
 
 
+@pytest.mark.slow
 @EIGHT.starter
 def test_on_eight_devices():
     EIGHT.rerun(__file__)

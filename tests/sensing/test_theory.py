@@ -163,6 +163,7 @@ def test_the_sign_rip_scale_is_the_mean_over_measurements(share):
     np.testing.assert_allclose(got, want, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_the_exponent_of_a_small_start_is_that_of_the_run():
     """Slope of log error against log alpha at the end of the linear phase."""
     with x64(True):

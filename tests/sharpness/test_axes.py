@@ -17,6 +17,7 @@ from tests.sharpness import _models as models
 FOUR = Forced(4)
 
 
+@pytest.mark.slow
 @FOUR.starter
 def test_on_four_devices():
     FOUR.rerun(__file__, most_skipped=2)  # a newer jax may have no pmap

@@ -88,6 +88,7 @@ def test_target_others_keep_the_imbalance(method):
     np.testing.assert_allclose(out.curvature, least, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_target_edge_of_stability():
     out = cell(
         "edge_of_stability", eta=0.4, rho=0.3, num_steps=1500, num_train=100, width=16

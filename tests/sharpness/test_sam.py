@@ -47,6 +47,7 @@ def test_the_formulas(normalize, adaptive, num_shards, backend):
         assert_close(got, want, 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "conv", "net"])
 def test_backends_agree_and_rho_0_is_the_gradient(name):
     fun, params = getattr(models, f"{name}_loss"), getattr(models, name, models.Net)()

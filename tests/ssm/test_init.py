@@ -39,6 +39,7 @@ def test_kernels_of_hippo_are_legendre_polynomials():
     np.testing.assert_allclose(got, want, atol=1e-12 * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
 def test_dplr_gives_hippo_back(n):
     a, b = ssm.hippo_legs(n)
@@ -53,6 +54,7 @@ def test_dplr_gives_hippo_back(n):
     assert np.all(np.diff(lam.imag) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
 def test_eigenfrequencies_solve_their_equation(n):
     omega = ssm.dplr_legs(n).lam.imag[n // 2 :][::-1]
@@ -89,6 +91,7 @@ def test_other_starts():
     assert not np.array_equal(lam, ssm.s4d(4096, "random", seed=1)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
 def test_legs_is_half_of_the_normal_part(n):
     lam, b = ssm.s4d(n)

@@ -52,6 +52,7 @@ def test_call_scan_and_step_agree(x64, name):
     assert np.abs(y).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [ssm.S4D, ssm.S4DPTD, ssm.S5, ssm.S5PTD])
 def test_layers_use_the_kernels(layer):
     """The same values and derivatives by Pallas, over a batch, call and scan."""
@@ -147,6 +148,7 @@ def test_twice_as_many_samples_of_a_slow_signal_are_the_same_with_half_the_step(
     np.testing.assert_allclose(fine[1::2], run(signal), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_irregular_steps_beyond_the_length_may_be_anything(x64):
     layer, u = ssm.S5(jr.key(0), 3, 8), jr.normal(jr.key(1), (6, 3))
 
@@ -197,6 +199,7 @@ def test_a_network_gives_the_same_whole_scanned_and_by_steps(x64, layer, pooling
     np.testing.assert_allclose(y, ys if pooling == "none" else ys[-1], atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "last", "none"])
 @pytest.mark.parametrize("is_bidirectional", [False, True])
 def test_padding_changes_nothing(x64, pooling, is_bidirectional):
@@ -216,6 +219,7 @@ def test_padding_changes_nothing(x64, pooling, is_bidirectional):
         np.testing.assert_allclose(outputs[:7][-len(wanted) :], wanted, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["s4d", "s5"])
 @pytest.mark.parametrize("pooling", ["mean", "none"])
 def test_padding_may_be_nan_even_for_derivatives(layer, pooling):
@@ -239,6 +243,7 @@ def test_padding_may_be_nan_even_for_derivatives(layer, pooling):
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
 
 
+@pytest.mark.slow
 def test_irregular_steps_run_backward_too(x64):
     options = {"pooling": "none", "is_bidirectional": True, "num_layers": 1}
     model = stack("s5", **options)
@@ -266,6 +271,7 @@ def test_resets_of_a_network_make_sequences_of_their_own(x64):
     assert last.num_steps == 4
 
 
+@pytest.mark.slow
 def test_a_bidirectional_network_sees_what_comes():
     model = stack(is_bidirectional=True, pooling="none")
     x = jr.normal(jr.key(1), (10, 2))
@@ -275,6 +281,7 @@ def test_a_bidirectional_network_sees_what_comes():
     np.testing.assert_allclose(causal(x)[:9], causal(later)[:9], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tokens_dropout_and_norms():
     model = stack(num_inputs=None, num_tokens=5, dropout=0.5)
     tokens = jnp.asarray([0, 4, 2, 2])
@@ -295,6 +302,7 @@ def test_tokens_dropout_and_norms():
     np.testing.assert_allclose(normed.mean(1), 0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["s4d", "s5"])
 def test_labels_train_the_systems_apart(layer):
     model = stack(layer)

@@ -180,6 +180,7 @@ def test_derivatives_agree_and_maps_do(x64):
             np.testing.assert_allclose(a[i], w, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_reset_scan(x64):
     rng = np.random.default_rng(5)
     lam, b, c, dt = system(2)
@@ -193,6 +194,7 @@ def test_derivatives_of_a_reset_scan(x64):
     check_grads(jax.jit(total), (u, dt), 1, ["rev"], rtol=1e-5, eps=1e-6)
 
 
+@pytest.mark.slow
 def test_float32_stays_and_is_near(x64):
     lam, b, c, dt = system(n=64)
     u = np.random.default_rng(0).standard_normal((3, 300))
@@ -234,6 +236,7 @@ def test_dplr_kernel_is_that_of_the_dense_matrix(x64, length):
     np.testing.assert_allclose(got, want, atol=1e-11 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_s4d_kernel_is_near_and_rank_one_ptd_is_nearer(x64):
     """Both are compared with the exact kernel under the same discretization."""
     n, dt, length = 64, 1e-3, 4000
@@ -267,6 +270,7 @@ def args(**changes):
     return tuple(values.values())
 
 
+@pytest.mark.slow
 def test_a_bilinear_step_that_forgets_all_has_finite_derivatives(x64):
     """At dt lam = -2 abar is 0, whose logarithm is not finite."""
     lam, c = np.array([-20.0, -1.0]) + 0j, jnp.array([1.0, 2.0]) + 0j
@@ -383,6 +387,7 @@ def test_misuse(call, sentence):
         call()
 
 
+@pytest.mark.slow
 def test_one_compilation_for_all_lengths():
     lam, b, c, dt = system()
     count = []

@@ -185,6 +185,7 @@ def test_a_width_may_be_traced_and_is_exact(name):
             np.testing.assert_allclose(infos.loss[0], want, rtol=1e-9, atol=1e-20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_lanes_are_single_runs_and_float32_stays(name):
     problem = make("gaussian", shape=(6, 6), is_psd=True)
@@ -224,6 +225,7 @@ def test_robust_losses_go_down_and_outlast_outliers(loss):
     assert errors[loss] < 0.15 < 0.5 < errors["l2"]
 
 
+@pytest.mark.slow
 def test_quantized_measurements_are_fitted_by_their_likelihood():
     truth = sensing.low_rank(jr.key(0), (20, 20), 1)
     problem = sensing.measure(sensing.identity((20, 20)), 20 * truth)

@@ -99,6 +99,7 @@ def test_the_condition_number_does_not_matter_where_it_does_for_gd():
     assert plain[1] == 0 or plain[1] > 4 * plain[0]  # 0: not in 400 steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_symmetric", [False, True])
 def test_the_error_under_noise_is_that_of_least_squares(is_symmetric):
     with x64(True):

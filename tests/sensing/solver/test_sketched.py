@@ -33,6 +33,7 @@ def one_sweep(factory, problem, key=0, **settings):
     return step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["entries", "shuffled", "identity"])
 def test_a_sweep_is_exact_with_long_sketches_or_enough_iterations(kind, damping):
@@ -148,6 +149,7 @@ def test_a_zero_column_stays_zero_and_lanes_equal_a_loop():
         assert infos.relative_error[0, -1] > 0.5
 
 
+@pytest.mark.slow
 def test_it_has_a_gradient():
     with x64(True):
         problem = make(num_measurements=90)
