@@ -301,6 +301,7 @@ def _preconditioner(problem, free, matrices, coefficients):
         if zero in problem.orders:
             mean = jnp.mean(coefficients[problem.orders.index(zero)][free])
             shift = total + lax.stop_gradient(mean)
+        r = lax.complex(r, jnp.zeros_like(r))  # whose transpose casts nothing
         modes = kron_matvec(inverses, r) / jnp.where(shift == 0, 1, shift)
         return kron_matvec(vectors, modes).real
 
