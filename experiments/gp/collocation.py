@@ -9,7 +9,8 @@ Nothing sees the solution but the error reported, of the end of the training: th
 original code reports the least error over its checkpoints. "share" is that of the
 domain's side that is solved, at the same spacing.
 
-Components are Gaussian or Student; the likelier kernel of the two counts.
+Components are Gaussian or Student; the likelier kernel of the two counts. The other one
+may be far off with a converged status, which is of the equations at the grid's points.
 
 Claims. (1) The error on Poisson's equation with sin(100 x) is at most 1e-6. (2) Every
 problem is solved to 1e-4. (3) Every status is converged, of both kernels; (4) of
