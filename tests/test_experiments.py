@@ -25,6 +25,7 @@ HEAVY = {
     "attention.scaling",
     "gp.collocation",
     "gp.exactness",
+    "gp.gp_hm",
     "gp.partial_grids",
     "gp.photograph",
     "gp.precision",
@@ -45,6 +46,7 @@ HEAVY = {
     "sharpness.edge_of_stability",
     "sharpness.matrix_sensing",
     "sharpness.two_cycle",
+    "ssm.condition",
     "ssm.digits",
     "ssm.listops",
 }

@@ -34,6 +34,7 @@ def test_queries_that_see_nothing_find_0_and_have_no_gradient(implementation):
         np.testing.assert_array_equal(grad[1], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "xla", "polynomial"])
 def test_what_lies_beyond_the_lengths_may_be_nan(implementation):
     """Known and traced lengths, some beyond the positions there are."""

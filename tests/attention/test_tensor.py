@@ -116,6 +116,7 @@ def test_the_polynomial_is_the_definition_with_another_exponential(x64, name):
     np.testing.assert_allclose(lse, want_lse, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", "polynomial"])
 @pytest.mark.parametrize("sizes", [(9,), (3, 4, 5)])
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -190,6 +191,7 @@ TILED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TILED)
 def test_values_and_gradients_over_many_tiles(x64, name):
     """No size is a multiple of a tile's."""
@@ -279,6 +281,7 @@ def test_float32(is_causal, implementation):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_bfloat16_stays_and_is_close(implementation):
     arrays = draw((8, 9), dtype=jnp.bfloat16)

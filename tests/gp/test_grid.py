@@ -468,6 +468,7 @@ def test_derivatives_that_are_not_there_are_refused():
                 )
 
 
+@pytest.mark.slow
 def test_a_likelihood_that_has_not_converged_has_no_slope():
     mask = np.random.default_rng(0).random((5, 4)) > 0.3
     grid = [np.linspace(0, 1, n) for n in (5, 4)]

@@ -193,6 +193,7 @@ def test_axes_in_front_broadcast_and_h0_is_zero():
         close(got, tuple(parts(z[0]) for z in want), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vmap(implementation):
     arrays = make(5, batch=6)

@@ -153,6 +153,7 @@ def test_default_blocks():
     close(got, both(ft.partial(kernel, implementation="xla"), arrays), 5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("is_wide", [False, True])
 def test_bfloat16(is_wide):
@@ -190,6 +191,7 @@ def test_the_order_of_modes(backend):
     close((turned[0], *(x[::-1] for x in turned[1:])), slopes, 5e-6)
 
 
+@pytest.mark.slow
 def test_vmap(backend):
     """All batched, twice; then each part alone."""
     arrays = make((2, 1))

@@ -125,6 +125,7 @@ def test_axes_in_front_broadcast(implementation):
     close(got, naive(*doubled(one), length=40, step=0.03), 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vmap(implementation):
     args = make((2, 3), dtype=F32)
@@ -198,6 +199,7 @@ def legs(n):
     return values[values > 0], (vectors.conj().T @ root / 2)[values > 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "n", "bound"), [("lin", 64, 1e-5), ("legs", 64, 1e-5), ("legs", 256, 4e-5)]
 )

@@ -66,6 +66,7 @@ def test_memory_is_the_compilers():
     assert found == sizes.temp_size_in_bytes > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("implementation", "power"), [("xla", 3), ("polynomial", 1)])
 def test_attention_grows_from_one_tile_that_xla_counts(implementation, power):
     """At n = 4 no loop repeats; from 32 to 64 those of the exact form do."""

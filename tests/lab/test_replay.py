@@ -30,6 +30,7 @@ def _check(found, kept, seed, **cell):
     assert found.seed == seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, 2, 3])
 @pytest.mark.parametrize("make", [toys.closed, toys.long])
 def test_every_cell_comes_again_bit_by_bit(tmp_path, make, chunk):

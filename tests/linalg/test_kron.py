@@ -150,6 +150,7 @@ def everything(point, direction):
     return value, slope, sum(jax.tree.leaves(products))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "is_traced"), [*((shape, True) for shape in SHAPES), ((3, 4), False)]
 )

@@ -20,6 +20,7 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 2), (5, 3), (4, 9), (8, 8), (9, 9)])
 def test_rectangular_ones_along_every_axis(m, n, axis):

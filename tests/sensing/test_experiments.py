@@ -96,6 +96,7 @@ def test_slope_is_that_of_the_window_alone():
     assert overparameterization._slope(x, y, where) == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("alpha", [0.2, 0.4])
 def test_target_asymmetric_rate_is_that_of_every_seed(alpha, seed):

@@ -254,6 +254,7 @@ def test_the_sign_rip_scale_is_that_of_half_normals():
     np.testing.assert_allclose(scale, np.sqrt(2 / np.pi), rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["l2", "l1", "huber"])
 def test_residual_gradient_is_the_gradient_of_the_loss(case, loss):
     operator, d = case
@@ -284,6 +285,7 @@ def test_residual_gradient_is_the_gradient_of_the_loss(case, loss):
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[0], many), got, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, m in drawn() if m(key=jr.key(0)).has_kernel])
 def test_the_kernel_is_the_same_gradient(name):
     operator = MAKERS[name](key=jr.key(3))

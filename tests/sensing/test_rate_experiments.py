@@ -40,6 +40,7 @@ def cells(module, num_seeds=2, moving=None, **fixed):
         return jax.tree.map(np.asarray, runner(module, **fixed)(keys, moving))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [1.0, 10.0, 100.0])
 @pytest.mark.parametrize("form", conditioning.FORMS)
 @pytest.mark.parametrize(("method", "most"), [("prec_gd", 110), ("scaled_gd", 50)])

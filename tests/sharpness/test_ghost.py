@@ -53,6 +53,7 @@ def test_dense_is_the_product():
     np.testing.assert_array_equal(half, x @ w.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_rows", "num_shards", "normalize"),
     [(8, 2, True), (8, 8, False), (24, 3, True), (24, 8, True), (96, 4, False)],

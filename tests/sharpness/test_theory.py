@@ -101,6 +101,7 @@ def test_kernel_iterates_are_those_of_the_hilbert_space():
     assert np.abs(np.asarray(got) @ k - want @ k).max() <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_sam", [False, True])
 @pytest.mark.parametrize("kind", ["least squares", "kernel"])
 def test_bias_and_variance(kind, is_sam):

@@ -73,6 +73,7 @@ def test_layers_use_the_kernels(layer):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 @EACH_LAYER
 def test_state_length_and_resets(x64, name):
     layer = LAYERS[name](jr.key(0))

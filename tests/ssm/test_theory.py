@@ -18,6 +18,7 @@ def test_states_of_hippo():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [16, 64, 256])
 def test_s4d_is_hippo_over_one_plus_rho(n):
     top = ssm.dplr_legs(n).lam.imag[-4:]
