@@ -407,18 +407,6 @@ def test_misuse_is_named():
             solve(problem_1d(), kernel, jitter=jitter)
 
 
-def test_axes_stay_known_under_jit():
-    """So that regular ones need one row of a kernel's matrix."""
-
-    @jax.jit
-    def run():
-        grid = problem_1d().grid
-        assert not isinstance(grid[0], jax.core.Tracer)
-        return grid
-
-    run()
-
-
 def test_the_likelihood_of_two_axes_is_that_of_their_lines():
     """Shape (7, 5): as draws, 5 lines of 7 points and 7 of 5, each axis for itself."""
     x, y = np.linspace(0, 1, 7), np.linspace(0, 2, 5)

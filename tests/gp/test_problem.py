@@ -190,3 +190,15 @@ def test_misuse_is_named():
             gp.Problem(equation, grid, **arguments)
     with pytest.raises(ValueError, match="no `solution`"):
         gp.Problem(laplace, [x], 0.0, 0.0).error(x)
+
+
+def test_axes_stay_known_under_jit():
+    """So that regular ones need one row of a kernel's matrix."""
+
+    @jax.jit
+    def run():
+        grid = gp.Problem(lambda u: u(2), [np.linspace(0, 1, 5)], 0.0, 0.0).grid
+        assert not isinstance(grid[0], jax.core.Tracer)
+        return grid
+
+    run()
