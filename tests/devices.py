@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+COMMAND = *"-m pytest -q -n0 -p no:cacheprovider -m".split(), "not full and not aot"
+
+
 class Forced:
     """So many CPU devices.
 
@@ -32,7 +35,7 @@ class Forced:
         """Every test of `file` must pass there but the starter, or as many as given."""
         own = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": self.flag, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(
-            [sys.executable, *"-m pytest -q -n0 -p no:cacheprovider".split(), file],
+            [sys.executable, *COMMAND, file],
             cwd=ROOT,
             env=os.environ | own,
             capture_output=True,

@@ -100,10 +100,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 def _run(key, hparams):
     if hparams.problem not in gp.BENCHMARKS:
         raise ValueError(errors.unknown("problem", hparams.problem, gp.BENCHMARKS))
-    benchmark = gp.BENCHMARKS[hparams.problem]
-    problem = benchmark._replace(length=hparams.share * benchmark.length).problem(
-        round(hparams.share * benchmark.num)
-    )
+    benchmark = gp.BENCHMARKS[hparams.problem].shorten(hparams.share)
+    problem = benchmark.problem()
     frequencies = benchmark.max_frequency * jnp.linspace(0, 1, NUM_COMPONENTS)
     ones = jnp.ones(NUM_COMPONENTS)
     logs = dict(zip(("minval", "maxval"), np.log(RATES), strict=True))

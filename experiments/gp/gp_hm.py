@@ -81,10 +81,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """
     if hparams.problem not in gp.BENCHMARKS:
         raise ValueError(errors.unknown("problem", hparams.problem, gp.BENCHMARKS))
-    benchmark = gp.BENCHMARKS[hparams.problem]
-    problem = benchmark._replace(length=hparams.share * benchmark.length).problem(
-        round(hparams.share * benchmark.num)
-    )
+    benchmark = gp.BENCHMARKS[hparams.problem].shorten(hparams.share)
+    problem = benchmark.problem()
 
     def loss_fn(params):
         return -gp.gp_hm_log_joint(
@@ -106,7 +104,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     every = -(-hparams.num_steps // NUM_CHECKPOINTS)
     end, curve = loop.run(key, Solver(adam.init, step), hparams.num_steps, every=every)
     error = problem.error(end.params.u)
-    points = hparams.share * benchmark.length * jr.uniform(key, (len(problem.grid), 50))
+    points = benchmark.length * jr.uniform(key, (len(problem.grid), 50))
     found = gp.gp_hm_predict(end.params, problem, tuple(points))
     truth = benchmark.solution_fn(*jnp.meshgrid(*points, indexing="ij"))
     weights = jnp.exp(end.params.log_weights[0])

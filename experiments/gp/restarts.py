@@ -185,7 +185,7 @@ EXPERIMENT = Experiment(
     smoke={
         "num_seeds": 2,
         "axes": {"noise": (0.1,)},
-        "hparams": HParams(num_starts=16, num_times=48, num_steps=40),
+        "hparams": HParams(num_starts=24, num_times=48, num_steps=40),
     },
     claims=claims,
     figure=figure,

@@ -63,7 +63,7 @@ def collocation_solve(
     *,
     num_evaluations: int = 100,
     jitter: Hyper | None = None,
-    tolerance: Hyper = 1e-6,
+    tolerance: Hyper | None = None,
 ) -> Collocation:
     """Solve a linear differential equation on a box of 1 to 3 dimensions.
 
@@ -86,7 +86,8 @@ def collocation_solve(
             start; 0 for kernels as they are. Static.
         jitter: Added to the diagonal of correlations; ten times as much as long as a
             Cholesky factorization fails; > 0. None: 1e-12 in float64, 1e-6 in float32.
-        tolerance: On the residual, for the status.
+        tolerance: On the residual, for the status. None: 1e-6 in float64, 1e-4 in
+            float32.
 
     Returns:
         The solution. One axis: O(n^3) flops an evaluation, and to solve, O(n^2) memory.
@@ -117,14 +118,14 @@ def newton_collocation(
     *,
     num_evaluations: int = 100,
     jitter: Hyper | None = None,
-    tolerance: Hyper = 1e-6,
+    tolerance: Hyper | None = None,
     max_steps: int = 20,
 ) -> Collocation:
     """Solve a differential equation that may be nonlinear, by Newton's method from 0.
 
     Every step is one of `collocation_solve`, on the equation linearized at the last u;
-    hyper-parameters are trained on that at u = 0. It goes on until the residual no
-    longer falls to the half, or is of rounding's size.
+    hyper-parameters are trained on that at u = 0. It goes on until the residual is
+    within the tolerance and no longer falls to the half, or is of rounding's size.
 
     Args:
         problem: As for `collocation_solve`; pointwise in u and its derivatives, and
@@ -132,7 +133,7 @@ def newton_collocation(
         kernels: As for `collocation_solve`.
         num_evaluations: As for `collocation_solve`.
         jitter: As for `collocation_solve`.
-        tolerance: On the residual, for the status.
+        tolerance: On the residual. None: as for `collocation_solve`.
         max_steps: Bound on Newton's steps. Static.
 
     Returns:
@@ -162,6 +163,8 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, num_before):
     if not isinstance(jitter, Tracer) and not jitter > 0:
         raise ValueError(f"`jitter` must be > 0, got {jitter}.")
     jitter = jnp.asarray(jitter, dtype)
+    if tolerance is None:
+        tolerance = 1e-6 if dtype == jnp.float64 else 1e-4
     build = one_axis if len(problem.grid) == 1 else many_axes
     kernels, likelihood, start, step = build(problem, starts, num_evaluations, jitter)
     num_steps = jnp.asarray(0)
@@ -171,8 +174,9 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, num_before):
 
         def goes_on(carry):
             last, residual, num = carry
-            falls = last.residual <= residual / 2
-            return falls & (last.residual > floor) & (num < num_before)
+            now = last.residual
+            has_more = (now > tolerance) | (now <= residual / 2)
+            return has_more & (now > floor) & (num < num_before)
 
         def body(carry):
             last, _, num = carry
@@ -216,10 +220,14 @@ def _starts(problem, kernels, num_evaluations):
             f"several, got {len(starts)}."
         )
     for axis, several in enumerate(starts):
-        if len({jax.tree.structure(k) for k in several}) > 1:
+        forms = {
+            (jax.tree.structure(k), *map(jnp.shape, jax.tree.leaves(k)))
+            for k in several
+        }
+        if len(forms) > 1:
             raise ValueError(
-                f"`kernels[{axis}]` must be of one structure: compare the likelihoods "
-                "of several calls to choose among others."
+                f"`kernels[{axis}]` must be of one structure and size: compare the "
+                "likelihoods of several calls to choose among others."
             )
         order = max(o[axis] for o in orders)
         needed = order * (2 if num_axes == 1 else 1)

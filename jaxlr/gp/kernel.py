@@ -9,6 +9,7 @@ import math
 from typing import Literal, TypeAlias
 
 import equinox as eqx
+import jax
 from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
@@ -329,7 +330,8 @@ def gram(
         (-1)^b k^(a+b)(x_i - y_j).
 
     Raises:
-        ValueError: Unless points are vectors and orders such as the kernel has.
+        ValueError: Unless points are vectors, hyper-parameters numbers, and orders such
+            as the kernel has.
     """
     y = x if y is None else y
     for name, points in (("x", x), ("y", y)):
@@ -340,7 +342,14 @@ def gram(
     a, b = orders
     if a < 0 or b < 0:
         raise ValueError(f"`orders` must be two integers >= 0, got {orders}.")
-    return (-1) ** b * kernel(jnp.asarray(x)[:, None] - jnp.asarray(y), a + b)
+    difference = jnp.asarray(x)[:, None] - jnp.asarray(y)
+    one = jax.eval_shape(kernel, jax.ShapeDtypeStruct((), difference.dtype)).shape
+    if one:
+        raise ValueError(
+            "`kernel` must have numbers as hyper-parameters, unless `vmap` maps them: "
+            f"these give values of shape {one} instead of one."
+        )
+    return (-1) ** b * kernel(difference, a + b)
 
 
 def toeplitz_column(

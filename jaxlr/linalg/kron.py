@@ -251,9 +251,11 @@ def _known(k, name, is_traced):
     if jnp.issubdtype(jnp.result_type(k), jnp.complexfloating):
         raise ValueError(f"`{name}` must be real, got {jnp.result_type(k)}.")
     if not isinstance(k, Tracer):
-        wide = np.asarray(k, np.float64)
-        if not np.abs(wide - wide.T).max() <= 1e-4 * np.abs(wide).max():
-            raise ValueError(f"`{name}` must be finite and symmetric.")
+        given = np.asarray(k)
+        wide = given.astype(np.float64)
+        rounding = np.sqrt(np.finfo(np.result_type(given, np.float32)).eps)
+        if not np.abs(wide - wide.T).max() <= rounding * np.abs(wide).max():
+            raise ValueError(f"`{name}` must be finite and symmetric, to {rounding:.0e}.")
         k = jnp.asarray(k) if is_traced else wide
     return _refuse(k, k) if is_traced else k
 

@@ -105,7 +105,15 @@ def test_float32():
     found = solve(problem_1d(), gp.Matern(0.7))
     assert found.solution.dtype == jnp.float32
     assert float(found.jitter[0]) == pytest.approx(1e-6)
-    np.testing.assert_allclose(found.solution, want, atol=0.02 * np.abs(want).max())
+    np.testing.assert_allclose(found.solution, want, atol=1e-5 * np.abs(want).max())
+    grid = [np.linspace(0, 1, 30)] * 2
+    plane = gp.manufactured(
+        lambda u: u(2, 0) + u(0, 2), lambda x, y: jnp.sin(8 * x) * jnp.sin(y), grid
+    )
+    other = solve(plane, gp.Matern(0.3))
+    assert error(plane, other.solution) < 3e-3
+    assert (found.status, other.status) == (Status.CONVERGED, Status.CONVERGED)
+    assert 1e-6 < other.residual < 5e-5  # within the tolerance of float32 alone
 
 
 X, Y = np.linspace(0, 1, 7), np.linspace(0, 2, 8)
@@ -215,6 +223,24 @@ def test_newton_on_one_axis_meets_the_equation_at_every_point():
     assert found.status == Status.CONVERGED
 
 
+def test_newton_goes_on_through_residuals_that_do_not_halve():
+    def solution(x):
+        return 12 * jnp.sin(3 * x)
+
+    with x64(True):
+        x = jnp.linspace(0, 1, 25)
+        problem = gp.manufactured(lambda u: u(2) - u() ** 3, solution, (x,))
+        kernel = gp.SquaredExponential(0.3)
+        third, fourth, last = (
+            solve(problem, kernel, fn=gp.newton_collocation, max_steps=num)
+            for num in (3, 4, 20)
+        )
+    assert fourth.residual > third.residual / 2 > 1
+    assert (fourth.status, fourth.num_steps) == (Status.MAX_STEPS, 4)
+    assert (last.status, int(last.num_steps)) == (Status.CONVERGED, 13)
+    assert error(problem, last.solution) < 1e-8
+
+
 def test_three_axes_one_of_them_time():
     def heat(u):
         return u(0, 0, 1) - u(2, 0, 0) - u(0, 2, 0)
@@ -277,7 +303,8 @@ def test_training_raises_the_likelihood_and_the_best_start_wins():
     assert after[0] > before[0] + 20
     assert after[1] > before[1] + 20
     assert abs(after[0] - after[1]) > 20
-    np.testing.assert_allclose(both.log_marginal_likelihood, max(after), rtol=1e-4)
+    # Ends of the same start differ by rounding, which 15 evaluations magnify.
+    assert abs(both.log_marginal_likelihood - max(after)) < 1
     assert before[1] < short.log_marginal_likelihood < after[1]
     np.testing.assert_array_equal(kernel.frequencies, mixture(1.0).frequencies)
     assert error(problem, both.solution) < 1e-5
@@ -393,6 +420,10 @@ def test_misuse_is_named():
         solve(problem_2d(), [kernel])
     with pytest.raises(ValueError, match=r"`kernels\[0\]` must be of one structure"):
         solve(problem_1d(), [[kernel, gp.SquaredExponential(1.0)]])
+    with pytest.raises(
+        ValueError, match=r"`kernels\[0\]` must be .* structure and size"
+    ):
+        solve(problem_1d(), [[mixture(30.0), gp.SpectralMixture(*jnp.ones((3, 2)))]])
     with pytest.raises(ValueError, match=r"`kernels\[0\]`, a Matern.* 2; .* needs 4"):
         solve(problem_1d(), gp.Matern(0.7, nu=1.5))
     with pytest.raises(ValueError, match=r"not linear in u: use `newton_collocation`"):

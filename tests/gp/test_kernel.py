@@ -207,6 +207,7 @@ def test_misuse_is_named():
         ),
         (lambda: gp.gram(k, x[:, None]), r"`x` must be a vector .* \(3, 1\)"),
         (lambda: gp.gram(k, x, jnp.ones(())), r"`y` must be a vector .* \(\)"),
+        (lambda: gp.gram(gp.Matern(x + 1), x), r"numbers .* of shape \(3,\) instead"),
         (lambda: gp.gram(k, x, None, (3, -1)), r"`orders` must be .* \(3, -1\)"),
         (lambda: gp.regular_spacing(x**2), r"regular .* steps go from 1\.0 to 3\.0"),
         (lambda: gp.regular_spacing(-x), r"must be regular"),

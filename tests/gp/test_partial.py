@@ -103,6 +103,20 @@ def test_what_has_not_converged_is_seen():
         assert np.all(np.isnan(value))
 
 
+def test_what_has_not_converged_is_seen_in_float32():
+    """Rounding of x alone makes a residual of 2e-5 here."""
+    grid, rng = [np.linspace(0, 1, 20)] * 2, np.random.default_rng(0)
+    y, mask = rng.normal(size=(20, 20)), rng.random((20, 20)) > 0.2
+
+    def info(max_steps):
+        kernels = [gp.Matern(0.3, nu=0.5)] * 2
+        return gp.GridGP(kernels, grid, 1e-4, mask, max_steps=max_steps).solve(y)[1]
+
+    cut, whole = info(20), info(100)
+    assert (cut.status, whole.status) == (Status.MAX_STEPS, Status.CONVERGED)
+    assert whole.residual < 5e-5 < 5e-4 < cut.residual
+
+
 def test_what_is_not_a_number_is_seen():
     y = np.where(np.arange(10)[:, None, None] == 0, np.nan, Y)
     info = host(jax.jit(lambda y: process(BLOCK).solve(y)[1])(y))

@@ -317,7 +317,10 @@ def test_misuse_is_named():
     for others in ([k], [k, k[:2, :2]]):
         with pytest.raises(ValueError, match="`others` must be square matrices"):
             linalg.kron_pencil([k, k], others)
-    for bad in (k * np.nan, np.triu(np.ones((3, 3)))):
+    skewed = np.eye(3)
+    skewed[0, 1] = 1e-6
+    linalg.kron_eigh([k, skewed.astype(np.float32)])
+    for bad in (k * np.nan, np.triu(np.ones((3, 3))), skewed):
         with pytest.raises(ValueError, match=r"`factors\[1\]` must be .* symmetric"):
             linalg.kron_eigh([k, bad])
     with pytest.raises(ValueError, match=r"`factors\[0\]` must be real"):
