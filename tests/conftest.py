@@ -1,4 +1,4 @@
-"""Quick tests compile quickly, and what a file compiled does not outlive it."""
+"""Tests compile quickly, and what a file compiled does not outlive it."""
 
 from importlib import metadata
 import os
@@ -6,7 +6,7 @@ import os
 import pytest
 
 
-# Most of the time of quick tests goes into LLVM's optimizations, then into MLIR's.
+# Most of the time of tests goes into LLVM's optimizations, then into MLIR's.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) <= (0, 10):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"  # jax 0.12 knows no such flag
@@ -18,8 +18,8 @@ _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 def pytest_configure(config):
-    """Quick compilation where slow tests are left out: those run for longer."""
-    is_quick = "not slow" in config.option.markexpr
+    """Quick compilation, but for experiments at full size: those run for longer."""
+    is_quick = "not full" in config.option.markexpr
     os.environ["NPROC"] = "1"  # threads of XLA's pool; the tests' processes are two
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{_FLAGS if is_quick else ''} {_ONE_THREAD} {given}"

@@ -47,25 +47,24 @@ HEAVY = {
     "sharpness.matrix_sensing",
     "sharpness.two_cycle",
     "ssm.condition",
-    "ssm.digits",
     "ssm.listops",
 }
-HEAVIEST = {"gp.co2", "ssm.msam", "ssm.robustness"}  # a minute and more
-NAMES = sorted(find.names())
+# A minute and more.
+HEAVIEST = {"gp.co2", "ssm.digits", "ssm.msam", "ssm.robustness"}
 
 
-def marks(name):
-    """With `--dist loadgroup` the tests of an experiment share its smoke results."""
-    marks = [pytest.mark.xdist_group(name)]
-    if name in HEAVY | HEAVIEST:
-        marks.append(pytest.mark.full if name in HEAVIEST else pytest.mark.slow)
-    return marks
+def by_name(if_heavy=pytest.mark.slow):
+    """Once for every experiment; with `--dist loadgroup` they share its results."""
 
+    def param(name):
+        marks = [pytest.mark.xdist_group(name)]
+        if name in HEAVY:
+            marks.append(if_heavy)
+        if name in HEAVIEST:
+            marks.append(pytest.mark.full)
+        return pytest.param(name, marks=marks)
 
-pytestmark = pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=marks(name)) for name in NAMES],
-)
+    return pytest.mark.parametrize("name", map(param, sorted(find.names())))
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +84,7 @@ def swept(name, cache):
     return cache[name]
 
 
+@by_name()
 def test_contract(name):
     experiment = find.find(name)
     assert isinstance(experiment, Experiment)
@@ -100,12 +100,14 @@ def test_contract(name):
         setattr(experiment.hparams, next(iter(fields)), None)
 
 
+@by_name()
 def test_docstring_states_question_claim_and_falsifier(name):
     doc = ast.get_docstring(ast.parse(find.names()[name].read_text())) or ""
     for word in ("?", "laim", "alsif"):
         assert word in doc
 
 
+@by_name()
 def test_smoke_claims_hold_and_its_figure_draws(name, smoke_results, tmp_path):
     results = swept(name, smoke_results)
     claims = lab.claims(smoke(name), results)
@@ -117,6 +119,7 @@ def test_smoke_claims_hold_and_its_figure_draws(name, smoke_results, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+@by_name()
 def test_results_are_labelled(name, smoke_results):
     results = swept(name, smoke_results)
     assert (results.diverged_at == -1).all()
@@ -126,6 +129,7 @@ def test_results_are_labelled(name, smoke_results):
     assert json.loads(results.attrs["hparams"])
 
 
+@by_name()
 def test_every_claim_can_be_false(name, smoke_results):
     """On results that are all NaN, no claim holds."""
     results = swept(name, smoke_results)
@@ -137,6 +141,7 @@ def test_every_claim_can_be_false(name, smoke_results):
     assert [c.statement for c in claims if c.holds] == []
 
 
+@by_name()
 def test_claims_notice_a_wrong_result(name, smoke_results):
     """Each claim fails on the changes that `tests/<family>/wrong.py` lists for it."""
     family, question = name.split(".")
@@ -161,24 +166,20 @@ def test_claims_notice_a_wrong_result(name, smoke_results):
 
 
 @pytest.mark.full
+@by_name()
 def test_claims_hold_at_full_size(name):
     experiment = find.find(name)
     claims = lab.claims(experiment, lab.sweep(experiment))
     assert [c.statement for c in claims if not c.holds] == []
 
 
+@by_name(if_heavy=pytest.mark.full)  # a second compile
 def test_run_is_pure(name):
-    """The same key gives the same bits, another key does not; nothing leaks.
-
-    Heavy ones are traced alone, which finds leaks, and not compiled a second time.
-    """
+    """The same key gives the same bits, another key does not; nothing leaks."""
     experiment = smoke(name)
     run = experiment.run or loop.closed_form(experiment)
     with compat.x64(experiment.x64), jax.checking_leaks():
         compiled = jax.jit(lambda key: run(key, experiment.hparams))
-        if name in HEAVY:
-            compiled.trace(jr.key(0))
-            return
         first, again, other = (compiled(jr.key(seed)) for seed in (0, 0, 1))
     first, again, other = (jax.tree.leaves(x) for x in (first, again, other))
     for a, b in zip(first, again, strict=True):
@@ -187,6 +188,7 @@ def test_run_is_pure(name):
 
 
 @pytest.mark.aot
+@by_name()
 @pytest.mark.parametrize("target", ["v5e", "v6e"])
 def test_it_compiles_for_a_tpu(name, target):
     """The largest compile group, as `jaxlr compile --smoke` does."""
