@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from jaxlr.core.derivatives import refuse
 from jaxlr.core.loop import Status
 from jaxlr.gp._partial import (
     conjugate_gradients,
@@ -93,7 +94,8 @@ def _evidence(settings, system, key, y):
 def _(settings, primals, tangents):
     system, key, factors, noise, y = primals
     _, _, d_factors, d_noise, d_y = tangents
-    system = _once((factors, noise, y), system)
+    message = "The marginal likelihood is differentiable once, not twice."
+    system = refuse(message, (factors, noise, y), system)
     out, solved = _evidence(settings, system, key, y)
     slope = jnp.zeros_like(out.value)
     if not isinstance(d_y, SymbolicZero):
@@ -176,14 +178,3 @@ def _inverse_trace(system, settings, key):
         return subtract(left, (x, z)), None
 
     return jax.lax.scan(drawn, whole, jr.split(key, settings.num_probes))[0]
-
-
-@jax.custom_jvp
-def _once(x, out):
-    """`out`, which is made of x and refuses derivatives by it."""
-    return out
-
-
-@_once.defjvp
-def _(primals, tangents):
-    raise ValueError("The marginal likelihood is differentiable once, not twice.")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num
 import numpy as np
 
+from jaxlr.core.derivatives import refuse
 from jaxlr.core.loop import Status
 from jaxlr.gp import _partial
 from jaxlr.gp._evidence import Evidence, evidence
@@ -26,6 +27,10 @@ from jaxlr.linalg import kron_eigh, outer_product
 
 
 _MOST_JITTER = 1e-4
+_ONLY_EVIDENCE = (
+    "`solve` and `posterior` are not differentiable in kernels and noise, as "
+    "`log_marginal_likelihood` is: give them `jax.lax.stop_gradient` of those."
+)
 
 
 class GridGP(eqx.Module):
@@ -249,7 +254,9 @@ class GridGP(eqx.Module):
 
     def _refusing(self):
         """The same, of which nothing can be differentiated in kernels and noise."""
-        return jax.tree.map(lambda x: _refuse(x) if isinstance(x, Tracer) else x, self)
+        return jax.tree.map(
+            lambda x: refuse(_ONLY_EVIDENCE, x, x) if isinstance(x, Tracer) else x, self
+        )
 
     def _observed(self, y, system):
         """On kept rows, 0 where nothing was observed."""
@@ -314,19 +321,6 @@ class GridGP(eqx.Module):
 
 def _still(x):
     return jax.lax.stop_gradient(x) if isinstance(x, Tracer) else x
-
-
-@jax.custom_jvp
-def _refuse(x):
-    return x
-
-
-@_refuse.defjvp
-def _(primals, tangents):
-    raise ValueError(
-        "`solve` and `posterior` are not differentiable in kernels and noise, as "
-        "`log_marginal_likelihood` is: give them `jax.lax.stop_gradient` of those."
-    )
 
 
 def _decompose(factors, roots):

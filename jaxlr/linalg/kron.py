@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact, Real
 import numpy as np
 
+from jaxlr.core.derivatives import refuse
 from jaxlr.kernels.mode_product import mode_product as mode_product
 from jaxlr.linalg.dense import matmul, one_by_one, total
 
@@ -255,9 +256,11 @@ def _known(k, name, is_traced):
         wide = given.astype(np.float64)
         rounding = np.sqrt(np.finfo(np.result_type(given, np.float32)).eps)
         if not np.abs(wide - wide.T).max() <= rounding * np.abs(wide).max():
-            raise ValueError(f"`{name}` must be finite and symmetric, to {rounding:.0e}.")
+            raise ValueError(
+                f"`{name}` must be finite and symmetric, to {rounding:.0e}."
+            )
         k = jnp.asarray(k) if is_traced else wide
-    return _refuse(k, k) if is_traced else k
+    return refuse(_UNSTABLE, k, k) if is_traced else k
 
 
 def _diagonalize(axis, k, b):
@@ -286,18 +289,10 @@ def _diagonalize(axis, k, b):
     return jnp.asarray(values, dtype), jnp.asarray(vectors, dtype)
 
 
-@jax.custom_jvp
-def _refuse(x, out):
-    """`out`, whose derivatives by way of x would be those of an `eigh`."""
-    return out
-
-
-@_refuse.defjvp
-def _(primals, tangents):
-    raise ValueError(
-        "Eigendecompositions of `factors` are not differentiated: use `kron_solve` or "
-        "`kron_gaussian`, which are differentiable once with respect to `factors`."
-    )
+_UNSTABLE = (
+    "Eigendecompositions of `factors` are not differentiated: use `kron_solve` or "
+    "`kron_gaussian`, which are differentiable once with respect to `factors`."
+)
 
 
 @jax.custom_jvp
@@ -318,7 +313,7 @@ def _parts(eig, shift, d_factors, d_others):
 def _(primals, tangents):
     eig, factors, others, shift, y = primals
     _, d_factors, d_others, d_shift, d_y = tangents
-    eig = _refuse((factors, others), eig)
+    eig = refuse(_UNSTABLE, (factors, others), eig)
     inverse = 1 / (eig.spectrum + shift)
     x = inverse * _rotate(eig, y)
     rest = jnp.zeros_like(x)
@@ -347,7 +342,7 @@ def _(primals, tangents):
     eig, factors, others, shift, y = primals
     _, d_factors, d_others, d_shift, d_y = tangents
     out = _gaussian(*primals)
-    eig = _refuse((factors, others), eig)
+    eig = refuse(_UNSTABLE, (factors, others), eig)
     inverse = 1 / (eig.spectrum + shift)
     x = inverse * _rotate(eig, y)
     d_quadratic, d_logdet = jnp.zeros_like(out[0]), jnp.zeros_like(out[1])
