@@ -1,0 +1,25 @@
+"""The benchmark, at sizes that tell nothing."""
+
+import pytest
+
+from experiments.benchmarks import gp as benchmark
+from jaxlr import gp
+from jaxlr.core import compat
+
+
+@pytest.mark.slow
+def test_every_part_runs(monkeypatch):
+    for name, value in {"SIDE": 8, "LARGE": 12, "HM_STEPS": 2}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    first = gp.BENCHMARKS[benchmark.FIRST].shorten(0.05)
+    monkeypatch.setattr(gp, "BENCHMARKS", {benchmark.FIRST: first})
+    with compat.x64(True):
+        grid, sides = benchmark.of_grid(), benchmark.of_sides()
+        gaps, rates = benchmark.of_gaps(), benchmark.of_gp_hm()
+        solved = benchmark.of_collocation()
+    assert {"matvec", "solve", "likelihood_with_gradients", "memory"} <= set(grid)
+    assert sides["matvec"]["ratio"] > 0
+    assert gaps["residual"] < 1e-10
+    assert rates[benchmark.FIRST]["steps_a_second"] > 0
+    assert solved[benchmark.FIRST]["error"] < 1e-6
+    assert "holds" in solved[benchmark.FIRST]
