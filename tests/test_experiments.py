@@ -64,7 +64,9 @@ def by_name(if_heavy=pytest.mark.slow):
             marks.append(pytest.mark.full)
         return pytest.param(name, marks=marks)
 
-    return pytest.mark.parametrize("name", map(param, sorted(find.names())))
+    return pytest.mark.parametrize(
+        "name", [param(name) for name in sorted(find.names())]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ a time, diagonalized, as its preconditioner.
 """
 
 from collections.abc import Sequence
+import functools as ft
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -20,12 +21,12 @@ import numpy as np
 
 from jaxlr.core import Hyper, Status
 from jaxlr.gp._newton import linearize, many_axes, one_axis
-from jaxlr.gp.kernel import Kernel
+from jaxlr.gp.kernel import check_scalar, Kernel
 from jaxlr.gp.problem import Problem
 
 
 Starts: TypeAlias = Kernel | Sequence[Kernel]
-"""A kernel, or several of one structure, to start training from."""
+"""A kernel, or several of one structure and size, to start training from."""
 
 
 class Collocation(NamedTuple):
@@ -38,7 +39,7 @@ class Collocation(NamedTuple):
             units of the prior's standard deviations, with the boundary's share,
             relative to the data. It is that of the discrete equations: small ones do
             not mean that the grid resolves u, nor that rounding (in float32) does.
-        num_steps: Newton steps; 1 of `collocation_solve`.
+        num_steps: Newton steps tried; 1 of `collocation_solve`.
         num_products: Products with the linearized operator, of all GMRES runs.
         status: A `Status`: `CONVERGED` if the residual meets the tolerance.
         kernels: Those used, one an axis, after training.
@@ -81,7 +82,7 @@ def collocation_solve(
             and else to the kernels' `max_order`. One axis: the equation is imposed on
             the faces too.
         kernels: One for every axis, or one for all; instead of a kernel, several of one
-            structure.
+            structure and size.
         num_evaluations: At most so many of the likelihood and its gradient, for every
             start; 0 for kernels as they are. Static.
         jitter: Added to the diagonal of correlations; ten times as much as long as a
@@ -99,8 +100,9 @@ def collocation_solve(
 
     Raises:
         ValueError: Unless there is a kernel for each of 1 to 3 axes, starts are of one
-            structure, kernels have the derivatives needed, the equation is linear
-            (where that can be known), and `num_evaluations` an integer >= 0.
+            structure and size, kernels have numbers as hyper-parameters and the
+            derivatives needed, the equation is linear (where that can be known), and
+            `num_evaluations` an integer >= 0.
 
     References:
         Fang, Cooley, Long, Li, Kirby, Zhe. "Solving High Frequency and Multi-Scale PDEs
@@ -109,7 +111,7 @@ def collocation_solve(
         Basis Functions". 1997. Surface Fitting and Multiresolution Methods.
     """
     _check_linear(problem)
-    return _solve(problem, kernels, num_evaluations, jitter, tolerance, 0)
+    return _solve(problem, kernels, num_evaluations, jitter, tolerance, 1)
 
 
 def newton_collocation(
@@ -124,8 +126,9 @@ def newton_collocation(
     """Solve a differential equation that may be nonlinear, by Newton's method from 0.
 
     Every step is one of `collocation_solve`, on the equation linearized at the last u;
-    hyper-parameters are trained on that at u = 0. It goes on until the residual is
-    within the tolerance and no longer falls to the half, or is of rounding's size.
+    hyper-parameters are trained on that at u = 0. It goes on, also where the residual
+    rises, until that is within the tolerance and no longer falls to the half, or is of
+    rounding's size; the step of the least residual counts.
 
     Args:
         problem: As for `collocation_solve`; pointwise in u and its derivatives, and
@@ -151,11 +154,14 @@ def newton_collocation(
     """
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"`max_steps` must be an integer >= 1, got {max_steps!r}.")
-    return _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps - 1)
+    return _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps)
 
 
-def _solve(problem, kernels, num_evaluations, jitter, tolerance, num_before):
-    """So many steps at most in a loop, and a last one that can be differentiated."""
+def _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps):
+    """Steps in a loop, and one that can be differentiated.
+
+    That is from the solution, of which its derivatives are then, or the best one again.
+    """
     dtype = problem.grid[0].dtype
     starts = _starts(problem, kernels, num_evaluations)
     if jitter is None:
@@ -167,36 +173,43 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, num_before):
         tolerance = 1e-6 if dtype == jnp.float64 else 1e-4
     build = one_axis if len(problem.grid) == 1 else many_axes
     kernels, likelihood, start, step = build(problem, starts, num_evaluations, jitter)
-    num_steps = jnp.asarray(0)
-    if num_before:
-        frozen = jax.tree.map(lax.stop_gradient, start)
+    num_steps, is_finite = jnp.asarray(1), True
+    if max_steps > 1:
         floor = 100 * jnp.finfo(dtype).eps
 
         def goes_on(carry):
-            last, residual, num = carry
+            last, before, _, num = carry
             now = last.residual
-            has_more = (now > tolerance) | (now <= residual / 2)
-            return has_more & (now > floor) & (num < num_before)
+            has_more = (now > tolerance) | (now <= before / 2)
+            return has_more & (now > floor) & (num < max_steps)
 
         def body(carry):
-            last, _, num = carry
+            last, _, (least, source), num = carry
             new = step(last.state)
+            is_best = new.residual < least
+            best = (new.residual, last.state), (least, source)
+            best = jax.tree.map(ft.partial(jnp.where, is_best), *best)
             products = last.num_products + new.num_products
-            return new._replace(num_products=products), last.residual, num + 1
+            return new._replace(num_products=products), last.residual, best, num + 1
 
+        frozen = jax.tree.map(lax.stop_gradient, start)
         big = jnp.asarray(jnp.inf, dtype)
-        first = frozen._replace(residual=big)
-        start, _, num_steps = lax.while_loop(goes_on, body, (first, big, num_steps))
-        start = jax.tree.map(lax.stop_gradient, start)
+        carry = frozen._replace(residual=big), big, (big, frozen.state), 0 * num_steps
+        end, _, (_, source), num_steps = lax.while_loop(goes_on, body, carry)
+        has_converged = end.residual <= tolerance
+        source = jax.tree.map(ft.partial(jnp.where, has_converged), end.state, source)
+        start = start._replace(state=jax.tree.map(lax.stop_gradient, source))
+        is_finite = jnp.isfinite(end.residual)
     last = step(start.state)
+    products = end.num_products if max_steps > 1 else last.num_products
     residual = last.residual
     status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.MAX_STEPS)
     return Collocation(
         last.state[0],
         residual,
-        num_steps + 1,
-        start.num_products + last.num_products,
-        jnp.where(jnp.isfinite(residual), status, Status.DIVERGED),
+        num_steps,
+        products,
+        jnp.where(jnp.isfinite(residual) & is_finite, status, Status.DIVERGED),
         kernels,
         likelihood,
         last.jitter,
@@ -220,6 +233,8 @@ def _starts(problem, kernels, num_evaluations):
             f"several, got {len(starts)}."
         )
     for axis, several in enumerate(starts):
+        for kernel in several:
+            check_scalar(kernel)
         forms = {
             (jax.tree.structure(k), *map(jnp.shape, jax.tree.leaves(k)))
             for k in several

@@ -342,14 +342,8 @@ def gram(
     a, b = orders
     if a < 0 or b < 0:
         raise ValueError(f"`orders` must be two integers >= 0, got {orders}.")
-    difference = jnp.asarray(x)[:, None] - jnp.asarray(y)
-    one = jax.eval_shape(kernel, jax.ShapeDtypeStruct((), difference.dtype)).shape
-    if one:
-        raise ValueError(
-            "`kernel` must have numbers as hyper-parameters, unless `vmap` maps them: "
-            f"these give values of shape {one} instead of one."
-        )
-    return (-1) ** b * kernel(difference, a + b)
+    check_scalar(kernel)
+    return (-1) ** b * kernel(jnp.asarray(x)[:, None] - jnp.asarray(y), a + b)
 
 
 def toeplitz_column(
@@ -365,7 +359,11 @@ def toeplitz_column(
         spacing: Between neighbors, in the units of x.
         num: Points. Static.
         order: Of the derivative. Static.
+
+    Raises:
+        ValueError: Unless hyper-parameters are numbers.
     """
+    check_scalar(kernel)
     return kernel(spacing * jnp.arange(num), order)
 
 
@@ -399,6 +397,20 @@ def regular_spacing(x: Num[ArrayLike, " n"]) -> Float[Array, ""]:
     rounding = 8 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x))
     is_regular = (step > 0) & (error <= jnp.maximum(1e-6 * step, rounding))
     return jnp.where(is_regular, step, jnp.nan)
+
+
+def check_scalar(kernel: Kernel) -> None:
+    """Matrices need a kernel of one number at one difference.
+
+    Raises:
+        ValueError: If hyper-parameters are arrays that give several.
+    """
+    shape = jax.eval_shape(kernel, jnp.zeros(())).shape
+    if shape:
+        raise ValueError(
+            "`kernel` must have numbers as hyper-parameters, unless `vmap` maps them: "
+            f"these give values of shape {shape} instead of one."
+        )
 
 
 def _check_positive(**values):

@@ -234,8 +234,19 @@ class Benchmark(NamedTuple):
     faces: tuple[Face, ...] | None = None
 
     def shorten(self, share: float) -> "Benchmark":
-        """On this share of the domain along every axis, points as close as before."""
-        return self._replace(length=share * self.length, num=round(share * self.num))
+        """On about this share of the domain along every axis, points as close as here.
+
+        Raises:
+            ValueError: Unless `share` is in (0, 1] and leaves two points or more.
+        """
+        steps = round(share * (self.num - 1))
+        if not 0 < share <= 1 or steps < 1:
+            raise ValueError(
+                "`share` must be in (0, 1] and leave 2 points or more of "
+                f"{self.num}, got {share}."
+            )
+        length = self.length * steps / (self.num - 1)
+        return self._replace(length=length, num=steps + 1)
 
     def problem(self, num: int | None = None) -> Problem:
         """The problem on a grid of `num` points along every axis; `self.num` for None.

@@ -23,6 +23,11 @@ from jaxlr.linalg.dense import matmul, one_by_one, total
 Factors: TypeAlias = Sequence[Real[ArrayLike, "_ _"]]
 """One matrix a grid axis."""
 
+_NOT_DIFFERENTIATED = (
+    "Eigendecompositions of `factors` are not differentiated: use `kron_solve` or "
+    "`kron_gaussian`, which are differentiable once with respect to `factors`."
+)
+
 
 class KronEigh(NamedTuple):
     """V with V^T ((x)K_d) V diagonal, as a Kronecker product itself.
@@ -260,7 +265,7 @@ def _known(k, name, is_traced):
                 f"`{name}` must be finite and symmetric, to {rounding:.0e}."
             )
         k = jnp.asarray(k) if is_traced else wide
-    return refuse(_UNSTABLE, k, k) if is_traced else k
+    return refuse(_NOT_DIFFERENTIATED, k, k) if is_traced else k
 
 
 def _diagonalize(axis, k, b):
@@ -289,12 +294,6 @@ def _diagonalize(axis, k, b):
     return jnp.asarray(values, dtype), jnp.asarray(vectors, dtype)
 
 
-_UNSTABLE = (
-    "Eigendecompositions of `factors` are not differentiated: use `kron_solve` or "
-    "`kron_gaussian`, which are differentiable once with respect to `factors`."
-)
-
-
 @jax.custom_jvp
 def _solve(eig, factors, others, shift, y):
     return spectral_filter(eig, lambda s: 1 / (s + shift), y)
@@ -313,7 +312,7 @@ def _parts(eig, shift, d_factors, d_others):
 def _(primals, tangents):
     eig, factors, others, shift, y = primals
     _, d_factors, d_others, d_shift, d_y = tangents
-    eig = refuse(_UNSTABLE, (factors, others), eig)
+    eig = refuse(_NOT_DIFFERENTIATED, (factors, others), eig)
     inverse = 1 / (eig.spectrum + shift)
     x = inverse * _rotate(eig, y)
     rest = jnp.zeros_like(x)
@@ -342,7 +341,7 @@ def _(primals, tangents):
     eig, factors, others, shift, y = primals
     _, d_factors, d_others, d_shift, d_y = tangents
     out = _gaussian(*primals)
-    eig = refuse(_UNSTABLE, (factors, others), eig)
+    eig = refuse(_NOT_DIFFERENTIATED, (factors, others), eig)
     inverse = 1 / (eig.spectrum + shift)
     x = inverse * _rotate(eig, y)
     d_quadratic, d_logdet = jnp.zeros_like(out[0]), jnp.zeros_like(out[1])

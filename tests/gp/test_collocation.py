@@ -235,9 +235,9 @@ def test_newton_goes_on_through_residuals_that_do_not_halve():
             solve(problem, kernel, fn=gp.newton_collocation, max_steps=num)
             for num in (3, 4, 20)
         )
-    assert fourth.residual > third.residual / 2 > 1
+    assert third.residual > fourth.residual > third.residual / 2 > 1
     assert (fourth.status, fourth.num_steps) == (Status.MAX_STEPS, 4)
-    assert (last.status, int(last.num_steps)) == (Status.CONVERGED, 13)
+    assert last.status == Status.CONVERGED
     assert error(problem, last.solution) < 1e-8
 
 

@@ -117,6 +117,49 @@ def test_what_has_not_converged_is_seen_in_float32():
     assert whole.residual < 5e-5 < 5e-4 < cut.residual
 
 
+@pytest.mark.parametrize("kernel", [gp.SquaredExponential, gp.Matern])
+def test_float32_converges_whatever_the_data(kernel):
+    """Noise, a draw from the process, and what is smooth, whose x is small."""
+    axis, rng = np.linspace(0, 1, 24), np.random.default_rng(0)
+    mask, white = rng.random((24, 24)) > 0.2, rng.normal(size=(24, 24))
+    kernels = kernel(0.2), kernel(0.3)
+    with x64(True):
+        low = [
+            np.linalg.cholesky(gp.gram(k, axis) + 1e-9 * np.eye(24)) for k in kernels
+        ]
+    draw = low[0] @ rng.normal(size=(24, 24)) @ low[1].T + 0.01 * white
+    smooth = np.sin(5 * axis)[:, None] * np.ones(24)
+
+    @jax.jit
+    def run(y):
+        found = gp.GridGP(kernels, [axis, axis], 1e-4, mask)
+        return found.solve(y)[1], found.posterior(y).mean, found.evidence(y)
+
+    for y in (white, draw, smooth):
+        info, mean, evidence = host(run(np.float32(y)))
+        with x64(True):
+            wanted = gp.GridGP(kernels, [axis, axis], 1e-4, mask).posterior(y).mean
+        assert (info.status, evidence.info.status) == (Status.CONVERGED,) * 2
+        np.testing.assert_allclose(mean, wanted, atol=2e-6 * np.abs(wanted).max())
+        assert np.isfinite(evidence.value)
+
+
+def test_refinement_of_x_does_not_touch_the_mean():
+    """X has lost digits that K x does not miss."""
+    axis, rng = np.linspace(0, 1, 12), np.random.default_rng(0)
+    mask, y = rng.random((12, 12)) > 0.2, rng.normal(size=(12, 12))
+    kernels = gp.SquaredExponential(0.2), gp.SquaredExponential(0.3)
+    with x64(True):
+        after = gp.GridGP(kernels, [axis, axis], 1e-7, mask).posterior(y)
+        k = np.kron(*(np.asarray(gp.gram(kernel, axis)) for kernel in kernels))
+        mean, status = host((after.mean, after.info.status))
+    seen = np.flatnonzero(mask)
+    noisy = (k + 1e-7 * np.eye(144))[np.ix_(seen, seen)]
+    wanted = (k[:, seen] @ np.linalg.solve(noisy, y.ravel()[seen])).reshape(12, 12)
+    assert status == Status.CONVERGED
+    np.testing.assert_allclose(mean, wanted, atol=1e-8 * np.abs(wanted).max())
+
+
 def test_what_is_not_a_number_is_seen():
     y = np.where(np.arange(10)[:, None, None] == 0, np.nan, Y)
     info = host(jax.jit(lambda y: process(BLOCK).solve(y)[1])(y))
