@@ -173,7 +173,7 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps):
         tolerance = 1e-6 if dtype == jnp.float64 else 1e-4
     build = one_axis if len(problem.grid) == 1 else many_axes
     kernels, likelihood, start, step = build(problem, starts, num_evaluations, jitter)
-    num_steps, is_finite = jnp.asarray(1), True
+    num_steps, num_products, is_finite = jnp.asarray(1), None, True
     if max_steps > 1:
         floor = 100 * jnp.finfo(dtype).eps
 
@@ -199,16 +199,15 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps):
         has_converged = end.residual <= tolerance
         source = jax.tree.map(ft.partial(jnp.where, has_converged), end.state, source)
         start = start._replace(state=jax.tree.map(lax.stop_gradient, source))
-        is_finite = jnp.isfinite(end.residual)
+        num_products, is_finite = end.num_products, jnp.isfinite(end.residual)
     last = step(start.state)
-    products = end.num_products if max_steps > 1 else last.num_products
     residual = last.residual
     status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.MAX_STEPS)
     return Collocation(
         last.state[0],
         residual,
         num_steps,
-        products,
+        last.num_products if num_products is None else num_products,
         jnp.where(jnp.isfinite(residual) & is_finite, status, Status.DIVERGED),
         kernels,
         likelihood,
