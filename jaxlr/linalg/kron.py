@@ -101,8 +101,9 @@ def kron_eigh(factors: Factors) -> KronEigh:
         coincide): `kron_solve` and `kron_gaussian` are.
 
     Raises:
-        ValueError: If a factor is not square; known, and not finite and symmetric; or
-            if differentiated.
+        ValueError: If a factor is not square; if it is known, and not finite or not
+            symmetric to the square root of its type's machine epsilon (what was made in
+            float32 belongs in a float32 array); or if differentiated.
     """
     return kron_pencil(factors, None)
 
