@@ -81,6 +81,8 @@ class System(NamedTuple):
         free: Flat indices of where c may be other than 0.
         missing: Flat indices of what was not observed.
         jitter: See `GridInfo`.
+        spread: Of K: the residual that x has by rounding is as large as that of x times
+            this.
     """
 
     factors: tuple[Float[Array, "_ _"], ...]
@@ -93,6 +95,7 @@ class System(NamedTuple):
     free: Int[Array, " M"]
     missing: Int[Array, " m"]
     jitter: Float[Array, " D"]
+    spread: Float[Array, ""]
 
     @property
     def root(self) -> Float[Array, "..."]:
@@ -278,10 +281,7 @@ def solve(system: System, y: Float[Array, "..."], settings: Settings) -> Solved:
     def rest(x):
         return jnp.where(system.observed, y - product(x), 0)
 
-    # Rounding x alone, in all directions alike, makes a residual of this size.
-    rounding = 10 * jnp.finfo(y.dtype).eps
-    for values, root in zip(system.eig.values, system.roots, strict=True):
-        rounding *= jnp.sqrt(jnp.mean(values**2)) * jnp.max(root) ** 2
+    rounding = 10 * jnp.finfo(y.dtype).eps * system.spread
 
     def allowed(x):
         return settings.tolerance * size + rounding * jnp.linalg.norm(x)

@@ -291,7 +291,8 @@ class GridGP(eqx.Module):
             _still, (self._factors(), roots, self._grid_noise())
         )
         factors, eig, maps, least, jitter = on_host(_decompose, factors, roots)
-        if not isinstance(jitter, Tracer) and np.isnan(jitter).any():
+        is_traced = isinstance(jitter, Tracer)
+        if not is_traced and np.isnan(jitter).any():
             d = int(np.isnan(jitter).argmax())
             raise ValueError(
                 f"`kernels[{d}]` is not positive semi-definite on its axis: its least "
@@ -313,8 +314,15 @@ class GridGP(eqx.Module):
             noise = jnp.where(observed, noise, shift)
             gain = jnp.sqrt(jnp.where(observed, 1 - shift / noise, 1))
             free = jnp.arange(noise.size)
+        # Rounding x is an error in all directions alike, a decomposition in x's own
+        # type one of the size of the largest eigenvalue.
+        spread = jnp.ones((), noise.dtype)
+        for v, root in zip(eig.values, roots, strict=True):
+            size = jnp.max(v) if is_traced else jnp.sqrt(jnp.mean(v**2))
+            spread *= size * jnp.max(root) ** 2
         system = System(
-            factors, roots, eig, shift, noise, gain, observed, free, missing, jitter
+            *(factors, roots, eig, shift, noise, gain, observed, free, missing, jitter),
+            spread,
         )
         return system, maps
 

@@ -21,7 +21,7 @@ def test_every_part_runs(monkeypatch):
     exponent = sides["matvec"]["exponent"]
     assert 1.5**exponent == pytest.approx(sides["matvec"]["ratio"])
     assert gaps["residual"] < 1e-10
-    assert 0 < gaps["num_steps"] < 15
+    assert 0 < gaps["num_steps"] < 50
     assert rates[benchmark.FIRST]["mib"] > 0
     assert solved[benchmark.FIRST]["error"] < 1e-6
     assert solved[benchmark.FIRST]["holds"]

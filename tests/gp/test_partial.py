@@ -135,8 +135,17 @@ def test_float32_converges_whatever_the_data(kernel):
         found = gp.GridGP(kernels, [axis, axis], 1e-4, mask)
         return found.solve(y)[1], found.posterior(y).mean, found.evidence(y)
 
+    @jax.jit
+    def run_traced(y, lengths):
+        pair = [kernel(length) for length in lengths]
+        whole = gp.GridGP(pair, [axis, axis], 1e-4)
+        partial = gp.GridGP(pair, [axis, axis], 1e-4, mask)
+        return [found.log_marginal_likelihood(y) for found in (whole, partial)]
+
     for y in (white, draw, smooth):
         info, mean, evidence = host(run(np.float32(y)))
+        likelihoods = run_traced(np.float32(y), np.array([0.2, 0.3], np.float32))
+        assert np.all(np.isfinite(likelihoods))
         with x64(True):
             wanted = gp.GridGP(kernels, [axis, axis], 1e-4, mask).posterior(y).mean
         assert (info.status, evidence.info.status) == (Status.CONVERGED,) * 2
