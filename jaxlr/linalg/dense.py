@@ -26,17 +26,20 @@ def matmul(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Inexact[Array,
 
 
 def total(x: Inexact[Array, "..."]) -> Inexact[Array, ""]:
-    """The sum of all entries, one axis after the other.
+    """The sum of all entries, half of them added to the other half as long as it goes.
 
-    A sum over all at once, of what jax 0.7.2 makes within the same loop on a CPU, adds
-    one entry at a time: 15 000 logarithms in float32 then are off by 1e-5 of the sum.
+    Adding a million equal logarithms one after the other, or a hundred along each axis,
+    is off by 1e-5 or 1e-6 of their sum in float32.
 
     Args:
         x: Any shape.
     """
-    while x.ndim:
-        x = jax.lax.optimization_barrier(jnp.sum(x, axis=-1))
-    return x
+    x = x.ravel()
+    while len(x) > 1:
+        half = len(x) // 2
+        pairs = x[:half] + x[half : 2 * half]
+        x = jax.lax.optimization_barrier(jnp.concatenate([pairs, x[2 * half :]]))
+    return jnp.sum(x)
 
 
 def one_by_one(fn: Callable[..., Any]) -> Callable[..., Any]:

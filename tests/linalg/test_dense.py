@@ -31,6 +31,16 @@ def test_product_svd_is_that_of_the_product(p, q, k):
     assert np.all(np.diff(s) <= 0)
 
 
+@pytest.mark.parametrize("shape", [(100, 100, 100), (37, 41), (1,), (), (0, 3)])
+def test_the_total_of_equal_numbers_is_exact_to_rounding(shape):
+    x = np.full(shape, np.log(1e-3), np.float32)
+    total = jax.jit(linalg.total)(x)
+    assert total.shape == ()
+    np.testing.assert_allclose(total, np.sum(x.astype(np.float64)), rtol=1.2e-7)
+    slope = jax.grad(linalg.total)(x)
+    np.testing.assert_array_equal(slope, np.ones(shape))
+
+
 def test_product_svd_never_forms_the_product():
     n = 4096
     f = jax.ShapeDtypeStruct((n, 2), jnp.float32)
