@@ -153,22 +153,6 @@ def test_float32_converges_whatever_the_data(kernel):
         assert np.isfinite(evidence.value)
 
 
-def test_refinement_of_x_does_not_touch_the_mean():
-    """X has lost digits that K x does not miss."""
-    axis, rng = np.linspace(0, 1, 12), np.random.default_rng(0)
-    mask, y = rng.random((12, 12)) > 0.2, rng.normal(size=(12, 12))
-    kernels = gp.SquaredExponential(0.2), gp.SquaredExponential(0.3)
-    with x64(True):
-        after = gp.GridGP(kernels, [axis, axis], 1e-7, mask).posterior(y)
-        k = np.kron(*(np.asarray(gp.gram(kernel, axis)) for kernel in kernels))
-        mean, status = host((after.mean, after.info.status))
-    seen = np.flatnonzero(mask)
-    noisy = (k + 1e-7 * np.eye(144))[np.ix_(seen, seen)]
-    wanted = (k[:, seen] @ np.linalg.solve(noisy, y.ravel()[seen])).reshape(12, 12)
-    assert status == Status.CONVERGED
-    np.testing.assert_allclose(mean, wanted, atol=1e-8 * np.abs(wanted).max())
-
-
 def test_what_is_not_a_number_is_seen():
     y = np.where(np.arange(10)[:, None, None] == 0, np.nan, Y)
     info = host(jax.jit(lambda y: process(BLOCK).solve(y)[1])(y))
