@@ -10,70 +10,22 @@ from jaxlr import gp
 from jaxlr.core import Status
 from jaxlr.core.compat import x64
 from jaxlr.gp import _likelihood
-
-
-def covariance(ell, x, y, a, b):
-    """d^a/dx^a d^b/dy^b of the Matern 5/2 covariance, by hand."""
-    scale = np.sqrt(5) / ell
-    t = scale * (x[:, None] - y)
-    r = np.abs(t)
-    factor = (
-        1 + r + r**2 / 3,
-        -t * (1 + r) / 3,
-        (r**2 - r - 1) / 3,
-        t * (3 - r) / 3,
-        1 - 5 * r / 3 + r**2 / 3,
-    )[a + b]
-    return (-1) ** b * scale ** (a + b) * factor * np.exp(-r)
-
-
-def variable(u):
-    """Of variable coefficients, and a constant that moves to the right side."""
-    return u(2) + jnp.linspace(0, 1, 14) * u(1) - 3 * u() + 2
-
-
-REGULAR = np.linspace(0, 1.5, 14)
-IRREGULAR = 1.5 * np.linspace(0, 1, 14) ** 1.3
-RNG = np.random.default_rng(0)
-SOURCE, BOUNDARY = RNG.normal(size=(2, 14))
-
-
-def dense_1d(x, ell, faces, source=SOURCE, boundary=BOUNDARY):
-    """The posterior mean, and the likelihood with its variance profiled out."""
-    ends = np.array([side % 14 for _, side in faces])
-    points = np.concatenate([x, x[ends]])
-    c = {
-        0: np.r_[np.full(14, -3.0), np.ones(len(ends))],
-        1: np.r_[np.linspace(0, 1, 14), np.zeros(len(ends))],
-        2: np.r_[np.ones(14), np.zeros(len(ends))],
-    }
-    k = sum(
-        c[a][:, None] * c[b] * covariance(ell, points, points, a, b)
-        for a in c
-        for b in c
-    )
-    cross = sum(c[b] * covariance(ell, x, points, 0, b) for b in c)
-    y = np.r_[source - 2, boundary[ends]]
-    variance = y @ np.linalg.solve(k, y) / len(y)
-    logdet = np.linalg.slogdet(2 * np.pi * variance * k)[1]
-    return cross @ np.linalg.solve(k, y), -(logdet + len(y)) / 2
-
-
-def problem_1d(x=REGULAR, faces=None, source=SOURCE):
-    return gp.Problem(variable, (x,), source, BOUNDARY, faces=faces)
-
-
-def train(*args, fn=gp.collocation_solve, is_jitted=True, **settings):
-    """Results that may leave `x64`."""
-
-    def run():
-        return fn(*args, **settings)
-
-    return jax.tree.map(np.asarray, (jax.jit(run) if is_jitted else run)())
-
-
-def solve(*args, **settings):
-    return train(*args, num_evaluations=0, **settings)
+from tests.gp._collocation import (
+    BOX,
+    covariance,
+    cubic,
+    dense_1d,
+    dense_2d,
+    elliptic,
+    error,
+    IRREGULAR,
+    matern_2d,
+    problem_1d,
+    problem_2d,
+    REGULAR,
+    solve,
+    train,
+)
 
 
 @pytest.mark.parametrize("x", [REGULAR, IRREGULAR])
@@ -116,57 +68,6 @@ def test_float32():
     assert 1e-6 < other.residual < 5e-5  # within the tolerance of float32 alone
 
 
-X, Y = np.linspace(0, 1, 7), np.linspace(0, 2, 8)
-GRID_SOURCE, GRID_BOUNDARY = np.random.default_rng(1).normal(size=(2, 7, 8))
-WEIGHTS = 1 + X[:, None] * Y
-BOX = ((0, 0), (0, -1), (1, 0), (1, -1))
-
-
-def elliptic(u):
-    return WEIGHTS * u(2, 0) + u(0, 2) + 0.3 * u(1, 1) - u(0, 1) - 2 * u()
-
-
-def cubic(u):
-    return elliptic(u) - u() ** 3
-
-
-def slopes(x, ell, order):
-    k = covariance(ell, x, x, 0, 0)
-    return np.linalg.solve(k, covariance(ell, x, x, order, 0).T).T
-
-
-def dense_2d(faces, is_cubic=False):
-    """Newton with the dense matrix of what is free."""
-    ex, ey = np.eye(7), np.eye(8)
-    dx, dy = slopes(X, 0.8, 1), slopes(Y, 1.1, 1)
-    dxx, dyy = slopes(X, 0.8, 2), slopes(Y, 1.1, 2)
-    operator = (
-        WEIGHTS.ravel()[:, None] * np.kron(dxx, ey)
-        + np.kron(ex, dyy)
-        + 0.3 * np.kron(dx, dy)
-        - np.kron(ex, dy)
-        - 2 * np.eye(56)
-    )
-    is_given = np.zeros((7, 8), bool)
-    for axis, side in faces:
-        np.moveaxis(is_given, axis, 0)[side] = True
-    free = ~is_given.ravel()
-    u = np.where(is_given, GRID_BOUNDARY, 0).ravel()
-    for _ in range(12 if is_cubic else 1):
-        gap = GRID_SOURCE.ravel() - operator @ u + is_cubic * u**3
-        jacobian = operator - is_cubic * np.diag(3 * u**2)
-        u[free] += np.linalg.solve(jacobian[free][:, free], gap[free])
-    return u.reshape(7, 8)
-
-
-def problem_2d(equation=elliptic, faces=BOX, source=GRID_SOURCE):
-    return gp.Problem(equation, (X, Y), source, GRID_BOUNDARY, faces=faces)
-
-
-def matern_2d():
-    return gp.Matern(0.8), gp.Matern(1.1)
-
-
 @pytest.mark.parametrize("faces", [BOX, ((0, 0), (1, 0), (1, -1))])
 def test_two_axes_are_the_dense_system(faces):
     want = dense_2d(faces)
@@ -190,57 +91,6 @@ def test_the_preconditioner_inverts_what_is_separable():
     assert found.num_products <= 3 < other.num_products < 45
 
 
-@pytest.mark.slow
-def test_newton_is_that_of_the_dense_system():
-    want = dense_2d(BOX, is_cubic=True)
-    with x64(True):
-        found = solve(
-            problem_2d(cubic), matern_2d(), fn=gp.newton_collocation, is_jitted=False
-        )
-        cut = solve(
-            problem_2d(cubic), matern_2d(), fn=gp.newton_collocation, max_steps=1
-        )
-        linear = solve(problem_2d(), matern_2d(), fn=gp.newton_collocation)
-    np.testing.assert_allclose(found.solution, want, rtol=1e-8, atol=1e-8)
-    assert (found.status, cut.status) == (Status.CONVERGED, Status.MAX_STEPS)
-    assert cut.num_steps == 1 < found.num_steps <= 8
-    assert found.residual < 1e-11 < 1e-6 < cut.residual
-    np.testing.assert_allclose(linear.solution, dense_2d(BOX), rtol=1e-8, atol=1e-8)
-
-
-def test_newton_on_one_axis_meets_the_equation_at_every_point():
-    def equation(u):
-        return u(2) + u() * (u() ** 2 - 1) + u(1) ** 2
-
-    with x64(True):
-        x = jnp.linspace(0, 1, 25)
-        problem = gp.manufactured(equation, lambda x: jnp.sin(3 * x), (x,))
-        kernel = gp.SquaredExponential(0.4)
-        found = solve(problem, kernel, fn=gp.newton_collocation)
-    assert error(problem, found.solution) < 1e-6
-    assert found.residual < 1e-7
-    assert 3 <= found.num_steps <= 12
-    assert found.status == Status.CONVERGED
-
-
-def test_newton_goes_on_through_residuals_that_do_not_halve():
-    def solution(x):
-        return 12 * jnp.sin(3 * x)
-
-    with x64(True):
-        x = jnp.linspace(0, 1, 25)
-        problem = gp.manufactured(lambda u: u(2) - u() ** 3, solution, (x,))
-        kernel = gp.SquaredExponential(0.3)
-        third, fourth, last = (
-            solve(problem, kernel, fn=gp.newton_collocation, max_steps=num)
-            for num in (3, 4, 20)
-        )
-    assert third.residual > fourth.residual > third.residual / 2 > 1
-    assert (fourth.status, fourth.num_steps) == (Status.MAX_STEPS, 4)
-    assert last.status == Status.CONVERGED
-    assert error(problem, last.solution) < 1e-8
-
-
 def test_three_axes_one_of_them_time():
     def heat(u):
         return u(0, 0, 1) - u(2, 0, 0) - u(0, 2, 0)
@@ -258,22 +108,6 @@ def test_three_axes_one_of_them_time():
     assert found.status == Status.CONVERGED
 
 
-def mixture(rate):
-    return gp.SpectralMixture(
-        jnp.log(jnp.full(4, 0.25)), jnp.full(4, rate), jnp.linspace(0, 6, 4)
-    )
-
-
-def error(problem, u):
-    want = np.asarray(problem.solution)
-    return np.linalg.norm(u - want) / np.linalg.norm(want)
-
-
-def wavy(num=30):
-    x = jnp.linspace(0.0, 1.0, num)
-    return gp.manufactured(lambda u: u(2), lambda x: jnp.sin(25 * x), (x,))
-
-
 def test_a_prior_holds_what_the_likelihood_does_not():
     """0.1 log l - (log l - log start)^2 / 50 is largest at start e^2.5."""
     with x64(True):
@@ -286,6 +120,17 @@ def test_a_prior_holds_what_the_likelihood_does_not():
         )
         np.testing.assert_allclose(kernel.lengthscale, 3 * np.exp(2.5), rtol=0.02)
         np.testing.assert_allclose(likelihood, 0.1 * jnp.log(kernel.lengthscale))
+
+
+def mixture(rate):
+    return gp.SpectralMixture(
+        jnp.log(jnp.full(4, 0.25)), jnp.full(4, rate), jnp.linspace(0, 6, 4)
+    )
+
+
+def wavy(num=30):
+    x = jnp.linspace(0.0, 1.0, num)
+    return gp.manufactured(lambda u: u(2), lambda x: jnp.sin(25 * x), (x,))
 
 
 @pytest.mark.slow
@@ -374,34 +219,6 @@ def test_gradients(fn, num_axes):
         np.testing.assert_allclose(slope, numerical(value), rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_axes", [1, 2])
-def test_lanes_are_single_solutions(num_axes):
-    def equation(u):
-        return (u(2) if num_axes == 1 else u(2, 0) + u(0, 2)) - u() ** 3
-
-    with x64(True):
-        grid = (np.linspace(0, 1, 8),) * num_axes
-        sources = jnp.asarray(
-            np.random.default_rng(3).normal(size=(3, *[8] * num_axes))
-        )
-        sources = sources * jnp.asarray([0.1, 30.0, 1e3]).reshape(-1, *[1] * num_axes)
-
-        def one(source):
-            problem = gp.Problem(equation, grid, source, 0.5)
-            return gp.newton_collocation(problem, gp.Matern(0.7), num_evaluations=0)
-
-        lanes = jax.jit(jax.vmap(one))(sources)
-        one = jax.jit(one)
-        for i, source in enumerate(sources):
-            single = one(source)
-            np.testing.assert_allclose(
-                lanes.solution[i], single.solution, rtol=1e-8, atol=1e-10
-            )
-            assert lanes.num_steps[i] == single.num_steps
-    assert len({*np.asarray(lanes.num_steps).tolist()}) > 1
-
-
 class Indefinite(gp.Kernel):
     """No covariance at all."""
 
@@ -441,7 +258,7 @@ def test_misuse_is_named():
 def test_the_likelihood_of_two_axes_is_that_of_their_lines():
     """Shape (7, 5): as draws, 5 lines of 7 points and 7 of 5, each axis for itself."""
     x, y = np.linspace(0, 1, 7), np.linspace(0, 2, 5)
-    source = RNG.normal(size=(7, 5))
+    source = np.random.default_rng(4).normal(size=(7, 5))
 
     def of(points, ell, lines):
         k = covariance(ell, points, points, 0, 0) + 1e-12 * np.eye(len(points))

@@ -128,8 +128,8 @@ def test_a_shorter_problem_has_the_same_points_as_far_as_it_goes():
     whole = gp.BENCHMARKS["poisson_1d_sin"]
     part = whole.shorten(0.1).problem()
     np.testing.assert_allclose(part.grid[0], whole.problem().grid[0][:41], rtol=1e-6)
-    assert whole.shorten(1) == whole
-    for share in (0, -0.1, 1.1, 0.001):
+    assert whole.shorten(1.0) == whole
+    for share in (0.0, -0.1, 1.1, 0.001):
         with pytest.raises(ValueError, match=rf"`share` .* of 400, got {share}"):
             whole.shorten(share)
 

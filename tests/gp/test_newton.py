@@ -1,0 +1,119 @@
+"""Newton's method in collocation: against dense systems, known solutions and itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlr import gp
+from jaxlr.core import Status
+from jaxlr.core.compat import x64
+from tests.gp._collocation import (
+    BOX,
+    cubic,
+    dense_2d,
+    error,
+    matern_2d,
+    problem_2d,
+    solve,
+)
+
+
+@pytest.mark.slow
+def test_newton_is_that_of_the_dense_system():
+    want = dense_2d(BOX, is_cubic=True)
+    with x64(True):
+        found = solve(
+            problem_2d(cubic), matern_2d(), fn=gp.newton_collocation, is_jitted=False
+        )
+        cut = solve(
+            problem_2d(cubic), matern_2d(), fn=gp.newton_collocation, max_steps=1
+        )
+        linear = solve(problem_2d(), matern_2d(), fn=gp.newton_collocation)
+    np.testing.assert_allclose(found.solution, want, rtol=1e-8, atol=1e-8)
+    assert (found.status, cut.status) == (Status.CONVERGED, Status.MAX_STEPS)
+    assert cut.num_steps == 1 < found.num_steps <= 8
+    assert found.residual < 1e-11 < 1e-6 < cut.residual
+    np.testing.assert_allclose(linear.solution, dense_2d(BOX), rtol=1e-8, atol=1e-8)
+
+
+def test_newton_on_one_axis_meets_the_equation_at_every_point():
+    def equation(u):
+        return u(2) + u() * (u() ** 2 - 1) + u(1) ** 2
+
+    with x64(True):
+        x = jnp.linspace(0, 1, 25)
+        problem = gp.manufactured(equation, lambda x: jnp.sin(3 * x), (x,))
+        kernel = gp.SquaredExponential(0.4)
+        found = solve(problem, kernel, fn=gp.newton_collocation)
+    assert error(problem, found.solution) < 1e-6
+    assert found.residual < 1e-7
+    assert 3 <= found.num_steps <= 12
+    assert found.status == Status.CONVERGED
+
+
+def test_newton_goes_on_through_residuals_that_do_not_halve():
+    def solution(x):
+        return 12 * jnp.sin(3 * x)
+
+    with x64(True):
+        x = jnp.linspace(0, 1, 25)
+        problem = gp.manufactured(lambda u: u(2) - u() ** 3, solution, (x,))
+        kernel = gp.SquaredExponential(0.3)
+        third, fourth, last = (
+            solve(problem, kernel, fn=gp.newton_collocation, max_steps=num)
+            for num in (3, 4, 20)
+        )
+    assert third.residual > fourth.residual > third.residual / 2 > 1
+    assert (fourth.status, fourth.num_steps) == (Status.MAX_STEPS, 4)
+    assert last.status == Status.CONVERGED
+    assert error(problem, last.solution) < 1e-8
+
+
+def test_the_step_of_the_least_residual_counts():
+    """Of steps 6 and 7 the second is worse, of 7 and 8 better."""
+    with x64(True):
+        x = jnp.linspace(0, 1, 25)
+        problem = gp.manufactured(
+            lambda u: u(2) + 10 * u() ** 3, lambda x: 3 * jnp.sin(3 * x), (x,)
+        )
+        sixth, seventh, eighth = (
+            solve(
+                problem,
+                gp.SquaredExponential(0.3),
+                fn=gp.newton_collocation,
+                max_steps=num,
+            )
+            for num in (6, 7, 8)
+        )
+    np.testing.assert_allclose(seventh.solution, sixth.solution, rtol=1e-8)
+    assert [int(s.num_steps) for s in (sixth, seventh, eighth)] == [6, 7, 8]
+    assert eighth.residual < seventh.residual / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_axes", [1, 2])
+def test_lanes_are_single_solutions(num_axes):
+    def equation(u):
+        return (u(2) if num_axes == 1 else u(2, 0) + u(0, 2)) - u() ** 3
+
+    with x64(True):
+        grid = (np.linspace(0, 1, 8),) * num_axes
+        sources = jnp.asarray(
+            np.random.default_rng(3).normal(size=(3, *[8] * num_axes))
+        )
+        sources = sources * jnp.asarray([0.1, 30.0, 1e3]).reshape(-1, *[1] * num_axes)
+
+        def one(source):
+            problem = gp.Problem(equation, grid, source, 0.5)
+            return gp.newton_collocation(problem, gp.Matern(0.7), num_evaluations=0)
+
+        lanes = jax.jit(jax.vmap(one))(sources)
+        one = jax.jit(one)
+        for i, source in enumerate(sources):
+            single = one(source)
+            np.testing.assert_allclose(
+                lanes.solution[i], single.solution, rtol=1e-8, atol=1e-10
+            )
+            assert lanes.num_steps[i] == single.num_steps
+    assert len({*np.asarray(lanes.num_steps).tolist()}) > 1
