@@ -36,6 +36,25 @@ def test_the_best_of_many_starts_wins():
     assert np.all(np.asarray(found.num_steps) < 30)
 
 
+def test_lanes_are_single_runs():
+    """What the loss closes over may be batched, with the starts or without."""
+    starts = jnp.array([[-1.3, 0.7], [0.2, -0.3]])
+    tilts = jnp.array([0.1, -0.3])
+
+    def best(tilt, starts):
+        return gp.fit(lambda x: wells(x) - tilt * x, starts)
+
+    with x64(True):
+        for axes in ((0, 0), (0, None)):
+            inits = starts if axes[1] == 0 else starts[0]
+            lanes = jax.jit(jax.vmap(best, axes))(tilts, inits)
+            for i, tilt in enumerate(tilts):
+                single = jax.jit(best)(tilt, inits[i] if axes[1] == 0 else inits)
+                for a, b in zip(lanes, single, strict=True):
+                    np.testing.assert_allclose(a[i], b, rtol=1e-6)
+    assert len(np.unique(np.round(lanes.params, 3))) > 1
+
+
 @pytest.mark.slow
 def test_hyper_parameters_of_a_grid_in_one_compile():
     """Lengthscales, variance and noise of a sample come back from bad starts."""
