@@ -20,14 +20,11 @@ from jaxlr.lab import find
 # Their smoke sizes take 10 s or more to compile and run on two cores.
 HEAVY = {
     "attention.crossover",
-    "attention.digits",
     "attention.match3_learned",
-    "attention.scaling",
     "gp.collocation",
     "gp.exactness",
     "gp.gp_hm",
     "gp.partial_grids",
-    "gp.photograph",
     "gp.precision",
     "gp.restarts",
     "sensing.completion",
@@ -49,8 +46,16 @@ HEAVY = {
     "ssm.condition",
     "ssm.listops",
 }
-# A minute and more.
-HEAVIEST = {"gp.co2", "ssm.digits", "ssm.msam", "ssm.robustness"}
+# Half a minute and more.
+HEAVIEST = {
+    "attention.digits",
+    "attention.scaling",
+    "gp.co2",
+    "gp.photograph",
+    "ssm.digits",
+    "ssm.msam",
+    "ssm.robustness",
+}
 
 
 def by_name(if_heavy=pytest.mark.slow):
