@@ -25,6 +25,7 @@ HEAVY = {
     "gp.exactness",
     "gp.gp_hm",
     "gp.partial_grids",
+    "gp.photograph",
     "gp.precision",
     "gp.restarts",
     "sensing.completion",
@@ -51,27 +52,40 @@ HEAVIEST = {
     "attention.digits",
     "attention.scaling",
     "gp.co2",
-    "gp.photograph",
     "ssm.digits",
     "ssm.msam",
     "ssm.robustness",
 }
+# 20 s and more until they are compiled for a TPU.
+HEAVY_ON_TPU = {
+    "attention.match3_learned",
+    "gp.collocation",
+    "gp.exactness",
+    "gp.photograph",
+    "gp.precision",
+    "gp.restarts",
+    "sensing.completion",
+    "sensing.completion_photograph",
+    "sensing.photograph",
+    "sensing.robust_photograph",
+    "ssm.fourier_gain",
+    "ssm.listops",
+}
+NAMES = sorted(find.names())
 
 
-def by_name(if_heavy=pytest.mark.slow):
+def by_name(heavy=frozenset(HEAVY), if_heavy=pytest.mark.slow):
     """Once for every experiment; with `--dist loadgroup` they share its results."""
 
     def param(name):
         marks = [pytest.mark.xdist_group(name)]
-        if name in HEAVY:
+        if name in heavy:
             marks.append(if_heavy)
         if name in HEAVIEST:
             marks.append(pytest.mark.full)
         return pytest.param(name, marks=marks)
 
-    return pytest.mark.parametrize(
-        "name", [param(name) for name in sorted(find.names())]
-    )
+    return pytest.mark.parametrize("name", [param(name) for name in NAMES])
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +105,7 @@ def swept(name, cache):
     return cache[name]
 
 
-@by_name()
+@pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
     experiment = find.find(name)
     assert isinstance(experiment, Experiment)
@@ -107,7 +121,7 @@ def test_contract(name):
         setattr(experiment.hparams, next(iter(fields)), None)
 
 
-@by_name()
+@pytest.mark.parametrize("name", NAMES)
 def test_docstring_states_question_claim_and_falsifier(name):
     doc = ast.get_docstring(ast.parse(find.names()[name].read_text())) or ""
     for word in ("?", "laim", "alsif"):
@@ -195,7 +209,7 @@ def test_run_is_pure(name):
 
 
 @pytest.mark.aot
-@by_name()
+@by_name(HEAVY_ON_TPU)
 @pytest.mark.parametrize("target", ["v5e", "v6e"])
 def test_it_compiles_for_a_tpu(name, target):
     """The largest compile group, as `jaxlr compile --smoke` does."""

@@ -54,7 +54,7 @@ class HParams(eqx.Module):
     """Variance of the noise [variance of the process]."""
     lengthscale: int = eqx.field(static=True, default=100)
     """Of the process [.2, .3 and .4 % of the side]."""
-    megapoints: int = eqx.field(static=True, default=160)
+    megapoints: int = eqx.field(static=True, default=330)
     """The masked form gives up after so many steps times points [1e6]."""
 
 

@@ -1,9 +1,8 @@
-"""Hyper-parameters by quasi-Newton steps from many starts at once."""
+"""Hyper-parameters by quasi-Newton steps from many starts."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -45,8 +44,8 @@ def fit(
     For a Gaussian process the loss is, say, minus `GridGP.log_marginal_likelihood` of a
     `GridGP` made from the parameters; those that must be positive are best given by
     their logarithms. Runs that ended or became infinite do not move any more, and do
-    not disturb the others. In lockstep all would wait for the longest line search of
-    any: on a CPU runs go one after the other, also under `vmap`.
+    not disturb the others. On a CPU they go one after the other, also under `vmap`;
+    elsewhere in lockstep, where all wait for the longest line search of any.
 
     Args:
         loss_fn: `loss_fn(params)`, differentiable.
@@ -76,13 +75,7 @@ def fit(
         loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)
         return end.state.params, loss, end.num_steps, end.status
 
-    # `one_by_one` does not see what a function closes over.
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), starts)
-    closed, static = eqx.partition(eqx.filter_closure_convert(run, like), eqx.is_array)
-    run_all = jax.vmap(
-        one_by_one(lambda closed, start: eqx.combine(closed, static)(start)), (None, 0)
-    )
-    params, losses, num_steps, status = run_all(closed, starts)
+    params, losses, num_steps, status = jax.vmap(one_by_one(run))(starts)
     best = jnp.argmin(losses)
     params = jax.tree.map(lambda x: x[best], params)
     return Fitted(params, losses[best], losses, num_steps, status)

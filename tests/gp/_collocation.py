@@ -29,11 +29,10 @@ def variable(u):
 
 REGULAR = np.linspace(0, 1.5, 14)
 IRREGULAR = 1.5 * np.linspace(0, 1, 14) ** 1.3
-RNG = np.random.default_rng(0)
-SOURCE, BOUNDARY = RNG.normal(size=(2, 14))
+SOURCE, BOUNDARY = np.random.default_rng(0).normal(size=(2, 14))
 
 
-def dense_1d(x, ell, faces, source=SOURCE, boundary=BOUNDARY):
+def dense_1d(x, ell, faces):
     """The posterior mean, and the likelihood with its variance profiled out."""
     ends = np.array([side % 14 for _, side in faces])
     points = np.concatenate([x, x[ends]])
@@ -48,14 +47,14 @@ def dense_1d(x, ell, faces, source=SOURCE, boundary=BOUNDARY):
         for b in c
     )
     cross = sum(c[b] * covariance(ell, x, points, 0, b) for b in c)
-    y = np.r_[source - 2, boundary[ends]]
+    y = np.r_[SOURCE - 2, BOUNDARY[ends]]
     variance = y @ np.linalg.solve(k, y) / len(y)
     logdet = np.linalg.slogdet(2 * np.pi * variance * k)[1]
     return cross @ np.linalg.solve(k, y), -(logdet + len(y)) / 2
 
 
-def problem_1d(x=REGULAR, faces=None, source=SOURCE):
-    return gp.Problem(variable, (x,), source, BOUNDARY, faces=faces)
+def problem_1d(x=REGULAR, faces=None):
+    return gp.Problem(variable, (x,), SOURCE, BOUNDARY, faces=faces)
 
 
 def train(*args, fn=gp.collocation_solve, is_jitted=True, **settings):
@@ -114,8 +113,8 @@ def dense_2d(faces, is_cubic=False):
     return u.reshape(7, 8)
 
 
-def problem_2d(equation=elliptic, faces=BOX, source=GRID_SOURCE):
-    return gp.Problem(equation, (X, Y), source, GRID_BOUNDARY, faces=faces)
+def problem_2d(equation=elliptic, faces=BOX):
+    return gp.Problem(equation, (X, Y), GRID_SOURCE, GRID_BOUNDARY, faces=faces)
 
 
 def matern_2d():

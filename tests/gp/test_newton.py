@@ -1,5 +1,7 @@
 """Newton's method in collocation: against dense systems, known solutions and itself."""
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,21 +17,20 @@ from tests.gp._collocation import (
     error,
     matern_2d,
     problem_2d,
-    solve,
+    train,
 )
+
+
+solve = ft.partial(train, fn=gp.newton_collocation, num_evaluations=0)
 
 
 @pytest.mark.slow
 def test_newton_is_that_of_the_dense_system():
     want = dense_2d(BOX, is_cubic=True)
     with x64(True):
-        found = solve(
-            problem_2d(cubic), matern_2d(), fn=gp.newton_collocation, is_jitted=False
-        )
-        cut = solve(
-            problem_2d(cubic), matern_2d(), fn=gp.newton_collocation, max_steps=1
-        )
-        linear = solve(problem_2d(), matern_2d(), fn=gp.newton_collocation)
+        found = solve(problem_2d(cubic), matern_2d(), is_jitted=False)
+        cut = solve(problem_2d(cubic), matern_2d(), max_steps=1)
+        linear = solve(problem_2d(), matern_2d())
     np.testing.assert_allclose(found.solution, want, rtol=1e-8, atol=1e-8)
     assert (found.status, cut.status) == (Status.CONVERGED, Status.MAX_STEPS)
     assert cut.num_steps == 1 < found.num_steps <= 8
@@ -45,7 +46,7 @@ def test_newton_on_one_axis_meets_the_equation_at_every_point():
         x = jnp.linspace(0, 1, 25)
         problem = gp.manufactured(equation, lambda x: jnp.sin(3 * x), (x,))
         kernel = gp.SquaredExponential(0.4)
-        found = solve(problem, kernel, fn=gp.newton_collocation)
+        found = solve(problem, kernel)
     assert error(problem, found.solution) < 1e-6
     assert found.residual < 1e-7
     assert 3 <= found.num_steps <= 12
@@ -61,8 +62,7 @@ def test_newton_goes_on_through_residuals_that_do_not_halve():
         problem = gp.manufactured(lambda u: u(2) - u() ** 3, solution, (x,))
         kernel = gp.SquaredExponential(0.3)
         third, fourth, last = (
-            solve(problem, kernel, fn=gp.newton_collocation, max_steps=num)
-            for num in (3, 4, 20)
+            solve(problem, kernel, max_steps=num) for num in (3, 4, 20)
         )
     assert third.residual > fourth.residual > third.residual / 2 > 1
     assert (fourth.status, fourth.num_steps) == (Status.MAX_STEPS, 4)
@@ -81,7 +81,6 @@ def test_the_step_of_the_least_residual_counts():
             solve(
                 problem,
                 gp.SquaredExponential(0.3),
-                fn=gp.newton_collocation,
                 max_steps=num,
             )
             for num in (6, 7, 8)

@@ -36,6 +36,27 @@ def test_the_best_of_many_starts_wins():
     assert np.all(np.asarray(found.num_steps) < 30)
 
 
+def test_runs_do_not_wait_for_each_other():
+    """On a CPU: as many evaluations as of each alone."""
+
+    def evaluations(*starts):
+        counts = []
+
+        def loss(x):
+            jax.debug.callback(lambda _: counts.append(1), x)
+            return wells(x)
+
+        with x64(True):
+            found = jax.jit(lambda x: gp.fit(loss, x))(jnp.array(starts))
+            jax.block_until_ready(found)
+        jax.effects_barrier()
+        return len(counts)
+
+    near, far = evaluations(1.01), evaluations(-4.0)
+    assert near < far / 2
+    assert evaluations(1.01, -4.0, 1.01) == near + far + near
+
+
 def test_lanes_are_single_runs():
     """What the loss closes over may be batched, with the starts or without."""
     starts = jnp.array([[-1.3, 0.7], [0.2, -0.3]])
