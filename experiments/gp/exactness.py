@@ -165,6 +165,7 @@ def figure(results):
         cells = lab.select(results, percent=percent).squeeze("percent")
         for i, (name, label) in enumerate(NAMES.items()):
             noise, error = (cells[x].isel(seed=0) for x in ("noise", name))
+            error = np.maximum(error, 1e-16)  # none at all is rounding's size here
             axis.plot(noise, error, "o-", color=f"C{i}", label=label)
         axis.set(xscale="log", yscale="log")
         axis.set(xlabel="variance of the noise [variance of the process]")
