@@ -11,12 +11,16 @@ from jaxlr import gp
 from jaxlr.core import Status
 from jaxlr.core.compat import x64
 from tests.gp._collocation import (
+    BOUNDARY,
     BOX,
+    covariance,
     cubic,
     dense_2d,
     error,
     matern_2d,
     problem_2d,
+    REGULAR,
+    SOURCE,
     train,
 )
 
@@ -51,6 +55,30 @@ def test_newton_on_one_axis_meets_the_equation_at_every_point():
     assert found.residual < 1e-7
     assert 3 <= found.num_steps <= 12
     assert found.status == Status.CONVERGED
+
+
+def test_the_residual_of_one_axis_is_in_deviations_of_the_prior():
+    """After a step from 0, that leaves u^3; of u'' the deviation is 5 / ell^2."""
+    ell, ends = 0.7, REGULAR[[0, -1]]
+    points = [(REGULAR, 2), (ends, 0)]
+    k = np.block([[covariance(ell, x, y, a, b) for y, b in points] for x, a in points])
+    cross = np.hstack([covariance(ell, REGULAR, y, 0, b) for y, b in points])
+    known = BOUNDARY[[0, -1]]
+    u = cross @ np.linalg.solve(k, np.r_[SOURCE, known])
+    weight = ell**2 / 5
+    data = np.r_[weight * SOURCE, known]
+    want = np.linalg.norm(weight * u**3) / np.linalg.norm(data)
+    with x64(True):
+        problem = gp.Problem(
+            lambda u: u(2) - u() ** 3,
+            (REGULAR,),
+            SOURCE,
+            BOUNDARY,
+            faces=((0, 0), (0, -1)),
+        )
+        found = solve(problem, gp.Matern(ell), max_steps=1)
+    np.testing.assert_allclose(found.solution, u, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found.residual, want, rtol=1e-7)
 
 
 def test_newton_goes_on_through_residuals_that_do_not_halve():
