@@ -17,11 +17,16 @@ from tests.gp._collocation import (
     cubic,
     dense_2d,
     error,
+    GRID_SOURCE,
     matern_2d,
     problem_2d,
     REGULAR,
+    slopes,
     SOURCE,
     train,
+    WEIGHTS,
+    X,
+    Y,
 )
 
 
@@ -79,6 +84,21 @@ def test_the_residual_of_one_axis_is_in_deviations_of_the_prior():
         found = solve(problem, gp.Matern(ell), max_steps=1)
     np.testing.assert_allclose(found.solution, u, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(found.residual, want, rtol=1e-7)
+
+
+def test_the_residual_of_two_axes_is_over_the_terms_magnitudes():
+    """After one step, at the points that are free."""
+    with x64(True):
+        found = solve(problem_2d(cubic), matern_2d(), max_steps=1)
+    u = found.solution
+    dx, dy = slopes(X, 0.8, 1), slopes(Y, 1.1, 1)
+    dxx, dyy = slopes(X, 0.8, 2), slopes(Y, 1.1, 2)
+    terms = WEIGHTS * (dxx @ u), u @ dyy.T, 0.3 * dx @ u @ dy.T, -u @ dy.T, -2 * u
+    gap = GRID_SOURCE - sum(terms) + u**3
+    size = sum(map(np.abs, (*terms[:4], 2 * u + 3 * u**3, GRID_SOURCE)))
+    free = np.s_[1:-1, 1:-1]
+    want = np.linalg.norm(gap[free]) / np.linalg.norm(size[free])
+    np.testing.assert_allclose(found.residual, want, rtol=1e-6)
 
 
 def test_newton_goes_on_through_residuals_that_do_not_halve():
