@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import gp, lab
-from jaxlr.core import Claim, Experiment
+from jaxlr.core import Claim, errors, Experiment
 
 
 SHAPES = {0: (12, 10, 8), 30: (14, 12, 10)}
@@ -76,8 +76,10 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """One cell.
 
     Raises:
-        ValueError: As `GridGP` does.
+        ValueError: For another `percent` than those of `SHAPES`; as `GridGP` does.
     """
+    if hparams.percent not in SHAPES:
+        raise ValueError(errors.unknown("percent", hparams.percent, SHAPES))
     shape = SHAPES[hparams.percent]
     grid = [np.linspace(0.0, 1.0, n) for n in shape]
     num = int(np.prod(shape))
@@ -115,7 +117,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         logdet = -2 * value + y @ slope_y - len(seen) * jnp.log(2 * jnp.pi)
         return value, slope, logdet, -slope_y
 
-    def errors(noise):
+    def errors_at(noise):
         logs = jnp.log(jnp.array([0.2, 0.3, 0.4, 1.0, 1.0, noise]))
         y = jnp.linalg.cholesky(covariance(logs)) @ jr.normal(key, seen.shape)
         pairs = zip(parts(kronecker, logs, y), parts(dense, logs, y), strict=True)
@@ -124,7 +126,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     # One after the other: jaxlib's LAPACK calls on batches wait inside its pool of
     # threads for that pool, so that two of them at once can lock up two cores.
     noises = jnp.array(hparams.noises)
-    return Metrics(*jax.lax.map(errors, noises), noise=noises)
+    return Metrics(*jax.lax.map(errors_at, noises), noise=noises)
 
 
 def claims(results) -> list[Claim]:

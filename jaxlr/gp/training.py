@@ -54,12 +54,23 @@ def fit(
         tolerance: On the gradient's norm, over 1 + |loss|.
 
     Raises:
-        ValueError: If `max_num_steps` is below 1.
+        ValueError: Unless `starts` have one and the same axis of r >= 1 starts in
+            front, and `max_num_steps` is an integer >= 1.
 
     References:
         Liu, Nocedal. "On the limited memory BFGS method for large scale optimization".
         1989. Mathematical Programming.
     """
+    if not isinstance(max_num_steps, int) or max_num_steps < 1:
+        raise ValueError(
+            f"`max_num_steps` must be an integer >= 1, got {max_num_steps!r}."
+        )
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(starts)]
+    if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
+        raise ValueError(
+            "`starts` must have an axis of r >= 1 starts in front of every parameter, "
+            f"got shapes {shapes}."
+        )
     solver = from_optax(loss_fn, optax.lbfgs())
 
     def run(start):

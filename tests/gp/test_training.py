@@ -110,8 +110,12 @@ def test_hyper_parameters_of_a_grid_in_one_compile():
 
 @pytest.mark.misuse
 def test_misuse_is_named():
-    with pytest.raises(ValueError, match=r"num_steps"):
+    with pytest.raises(ValueError, match=r"`max_num_steps` must be .* >= 1, got 0"):
         gp.fit(wells, jnp.ones(2), max_num_steps=0)
+    unequal = {"a": jnp.ones(2), "b": jnp.ones((3, 1))}
+    for starts in (3.0, jnp.ones((0, 2)), {}, unequal):
+        with pytest.raises(ValueError, match=r"`starts` must have an axis of r >= 1"):
+            gp.fit(lambda _: jnp.ones(()), starts)
 
 
 TRAINING = """
