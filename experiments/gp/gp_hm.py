@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from jaxlr import gp
-from jaxlr.core import Axis, Claim, errors, Experiment, from_optax, loop, Solver
+from jaxlr.core import Axis, checks, Claim, Experiment, from_optax, loop, Solver
 
 
 NUM_CHECKPOINTS = 60
@@ -81,8 +81,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `problem` or `component`.
     """
-    if hparams.problem not in gp.BENCHMARKS:
-        raise ValueError(errors.unknown("problem", hparams.problem, gp.BENCHMARKS))
+    checks.choice("problem", hparams.problem, gp.BENCHMARKS)
     benchmark = gp.BENCHMARKS[hparams.problem].shorten(hparams.share)
     problem = benchmark.problem()
 
