@@ -21,13 +21,13 @@ from jaxlr.lab import find
 HEAVY = {
     "attention.crossover",
     "attention.match3_learned",
-    "gp.collocation",
     "gp.exactness",
-    "gp.gp_hm",
     "gp.partial_grids",
     "gp.photograph",
     "gp.precision",
     "gp.restarts",
+    "pde.collocation",
+    "pde.gp_hm",
     "sensing.completion",
     "sensing.completion_photograph",
     "sensing.conditioning",
@@ -59,11 +59,11 @@ HEAVIEST = {
 # 20 s and more until they are compiled for a TPU.
 HEAVY_ON_TPU = {
     "attention.match3_learned",
-    "gp.collocation",
     "gp.exactness",
     "gp.photograph",
     "gp.precision",
     "gp.restarts",
+    "pde.collocation",
     "sensing.completion",
     "sensing.completion_photograph",
     "sensing.photograph",

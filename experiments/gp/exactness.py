@@ -29,7 +29,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import gp, lab
+from jaxlr import covariance, gp, lab
 from jaxlr.core import Claim, errors, Experiment
 
 
@@ -66,9 +66,9 @@ class Metrics(eqx.Module):
 def _kernels(logs):
     first, second, third, alpha, variance = jnp.exp(logs)
     return (
-        gp.Scaled(variance, gp.Matern(first)),
-        gp.RationalQuadratic(second, alpha),
-        gp.Matern(third, nu=1.5),
+        covariance.Scaled(variance, covariance.Matern(first)),
+        covariance.RationalQuadratic(second, alpha),
+        covariance.Matern(third, nu=1.5),
     )
 
 
@@ -90,7 +90,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     seen = np.flatnonzero(mask)
 
     def covariance(logs):
-        grams = map(gp.gram, _kernels(logs[:-1]), grid)
+        grams = map(covariance.gram, _kernels(logs[:-1]), grid)
         k = ft.reduce(jnp.kron, grams)[np.ix_(seen, seen)]
         return k + jnp.exp(logs[-1]) * jnp.eye(len(seen))
 
