@@ -25,10 +25,10 @@ import jax.random as jr
 import numpy as np
 import optax
 
-from experiments.gp import collocation
 from jaxlr import covariance, gp, linalg, pde
 from jaxlr.core import compat, Status
 
+from ..pde import collocation
 from .timing import compiled, paired, provenance, seconds, with_verdict, write
 
 

@@ -9,10 +9,8 @@ import math
 from typing import TypeAlias
 
 import equinox as eqx
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
-import numpy as np
 
 from jaxlr.core import checks
 

@@ -92,7 +92,7 @@ def maximize(
     """The likeliest kernel that L-BFGS finds from one of the starts, and how likely.
 
     Starts go one after the other, in one compile: batches of factorizations may wait
-    for each other (`core.batching.one_by_one`). The jitter with which a start's Cholesky
+    for each other (`batching.one_by_one`). The jitter with which a start's Cholesky
     factorization succeeds stays for its training. Ends too when a step gains less than
     a hundredth of a nat. A wide log-normal prior around the start holds what is trained
     in its logarithm: rates of components without weight, which the likelihood does not

@@ -6,18 +6,11 @@ import struct
 import sys
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import jax.random as jr
 from matplotlib.image import imsave
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
-from jaxlr.core.compat import x64
 from jaxlr.data import (
-    fourier_modes,
-    fourier_noise,
     listops_value,
     LISTOPS_VOCABULARY,
     read_cifar,
@@ -25,7 +18,6 @@ from jaxlr.data import (
     read_pathfinder,
     read_retrieval,
     read_text,
-    sequential_digits,
 )
 
 

@@ -1,7 +1,5 @@
 """Products, decompositions and random bases against float64 NumPy."""
 
-import functools as ft
-
 from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxlr import linalg
-from jaxlr.core import batching
 from jaxlr.core.compat import x64
 
 

@@ -1,7 +1,5 @@
 """Truths, photographs and metrics."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
