@@ -13,8 +13,8 @@ import xarray as xr
 
 from jaxlr import lab
 from jaxlr.core import compat, Experiment, loop
-from jaxlr.core.docs import field_docs
 from jaxlr.lab import find
+from jaxlr.lab.docs import field_docs
 
 
 # Their smoke sizes take 10 s or more to compile and run on two cores.

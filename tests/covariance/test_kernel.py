@@ -9,8 +9,8 @@ import pytest
 
 from jaxlr import covariance
 from jaxlr.core.compat import x64
+from tests.covariance import _oracle
 from tests.covariance._oracle import derivative
-from tests.gp import _oracle
 
 
 TAU = np.array([-1.9, -0.6, -1e-3, 0, 2e-4, 0.05, 0.4, 1.1, 2.3])
@@ -213,16 +213,25 @@ def test_misuse_is_named():
             lambda: covariance.Matern(1.0, 2.0),
             r"`nu` must be 0\.5, 1\.5 or 2\.5, got 2\.0",
         ),
-        (lambda: covariance.Matern(0.0), r"`lengthscale` must be > 0, got 0\.0"),
+        (
+            lambda: covariance.Matern(0.0),
+            r"`lengthscale` must be positive and finite, got 0\.0",
+        ),
         (
             lambda: covariance.SquaredExponential(jnp.nan),
-            r"`lengthscale` must be > 0, got nan",
+            r"`lengthscale` must be positive and finite, got nan",
         ),
-        (lambda: covariance.Periodic(-1.0, 1.0), r"`period` must be > 0, got -1"),
-        (lambda: covariance.RationalQuadratic(1.0, 0), r"`alpha` must be > 0, got 0"),
-        (lambda: -1.0 * k, r"`variance` must be >= 0, got -1"),
+        (
+            lambda: covariance.Periodic(-1.0, 1.0),
+            r"`period` must be positive and finite, got -1",
+        ),
+        (
+            lambda: covariance.RationalQuadratic(1.0, 0),
+            r"`alpha` must be positive and finite, got 0",
+        ),
+        (lambda: -1.0 * k, r"`variance` must be >= 0 and finite, got -1"),
         (lambda: x * k, r"`variance` must be a number, got shape \(3,\)"),
-        (lambda: covariance.SpectralMixture(x, x, x), r"`rates` must be > 0"),
+        (lambda: covariance.SpectralMixture(x, x, x), r"`rates` must be positive"),
         (
             lambda: covariance.SpectralMixture(x, x[1:], x),
             r"one length, .* \(3,\), \(2,\)",
