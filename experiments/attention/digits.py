@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 from jaxlr import attention, lab
-from jaxlr.core import Claim, epoch_batch, errors, Experiment, Hyper, loop, train
+from jaxlr.core import checks, Claim, epoch_batch, Experiment, Hyper, loop, train
 from jaxlr.data import digits
 
 
@@ -152,8 +152,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `kind`, or numbers of digits that do not fit.
     """
-    if hparams.kind not in KINDS:
-        raise ValueError(errors.unknown("kind", hparams.kind, KINDS))
+    checks.choice("kind", hparams.kind, KINDS)
     scale = {"scale": 1 / HEAD_DIM}
     options = scale | KINDS[hparams.kind][-1]
     data_key, order_key, solve_key = jr.split(key, 3)

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, gp, lab
-from jaxlr.core import Axis, Claim, errors, Experiment
+from jaxlr.core import Axis, checks, Claim, Experiment
 from jaxlr.data import carbon_dioxide
 
 
@@ -98,18 +98,17 @@ def held_out(pattern: str, draw: int, values: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: For an unknown `pattern`.
     """
+    checks.choice("pattern", pattern, PATTERNS)
     rng = np.random.default_rng(draw)
     known = np.isfinite(values)
     chosen = np.zeros_like(known)
     if pattern == "weeks":
         index = rng.permutation(np.flatnonzero(known))
         chosen.flat[index[: len(index) // 10]] = True
-    elif pattern == "outages":
+    else:
         for year in 1 + rng.permutation(len(values) - 2)[: len(values) // 5]:
             start = year * values.shape[1] + rng.integers(values.shape[1])
             chosen.flat[start : start + 26] = True
-    else:
-        raise ValueError(errors.unknown("pattern", pattern, PATTERNS))
     return chosen & known
 
 

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, gp, lab
-from jaxlr.core import Claim, errors, Experiment
+from jaxlr.core import checks, Claim, Experiment
 
 
 SHAPES = {0: (12, 10, 8), 30: (14, 12, 10)}
@@ -78,8 +78,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For another `percent` than those of `SHAPES`; as `GridGP` does.
     """
-    if hparams.percent not in SHAPES:
-        raise ValueError(errors.unknown("percent", hparams.percent, SHAPES))
+    checks.choice("percent", hparams.percent, SHAPES)
     shape = SHAPES[hparams.percent]
     grid = [np.linspace(0.0, 1.0, n) for n in shape]
     num = int(np.prod(shape))

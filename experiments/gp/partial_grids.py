@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, gp, lab, linalg
-from jaxlr.core import Axis, Claim, errors, Experiment, Hyper
+from jaxlr.core import Axis, checks, Claim, Experiment, Hyper
 from jaxlr.core.loop import Status
 
 
@@ -81,17 +81,15 @@ def mask(pattern: str, percent: int, side: int) -> np.ndarray:
     """
     seen = np.ones((side,) * 3, bool)
     middle = (np.arange(side) + 0.5) / side - 0.5
-    match pattern:
+    match checks.choice("pattern", pattern, PATTERNS):
         case "scattered":
             gaps = np.random.default_rng(0).permutation(seen.size)
             seen.flat[gaps[: percent * seen.size // 100]] = False
         case "slab":
             seen[:, np.abs(middle) < percent / 200] = False
-        case "block":
+        case _:
             is_in = np.abs(middle) < (percent / 100) ** 0.5 / 2
             seen[:, is_in[:, None] & is_in] = False
-        case _:
-            raise ValueError(errors.unknown("pattern", pattern, PATTERNS))
     return seen
 
 

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, lab, pde
-from jaxlr.core import Axis, batching, Claim, errors, Experiment
+from jaxlr.core import Axis, batching, checks, Claim, Experiment
 from jaxlr.core.loop import Status
 
 
@@ -98,8 +98,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
 
 def _run(key, hparams):
-    if hparams.problem not in pde.BENCHMARKS:
-        raise ValueError(errors.unknown("problem", hparams.problem, pde.BENCHMARKS))
+    checks.choice("problem", hparams.problem, pde.BENCHMARKS)
     benchmark = pde.BENCHMARKS[hparams.problem].shorten(hparams.share)
     problem = benchmark.problem()
     frequencies = benchmark.max_frequency * jnp.linspace(0, 1, NUM_COMPONENTS)

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from jaxlr import pde
-from jaxlr.core import Axis, Claim, errors, Experiment, from_optax, loop, Solver
+from jaxlr.core import Axis, checks, Claim, Experiment, from_optax, loop, Solver
 
 
 NUM_CHECKPOINTS = 60
@@ -81,8 +81,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `problem` or `component`.
     """
-    if hparams.problem not in pde.BENCHMARKS:
-        raise ValueError(errors.unknown("problem", hparams.problem, pde.BENCHMARKS))
+    checks.choice("problem", hparams.problem, pde.BENCHMARKS)
     benchmark = pde.BENCHMARKS[hparams.problem].shorten(hparams.share)
     problem = benchmark.problem()
 

@@ -57,9 +57,9 @@ import optax
 
 from jaxlr import lab, ssm
 from jaxlr.core import (
+    checks,
     Claim,
     epoch_batch,
-    errors,
     Experiment,
     Hyper,
     loop,
@@ -164,20 +164,16 @@ def _data(name: str, directory: str) -> ListOpsSplits:
 
 
 def _scale(hparams: HParams) -> Scale:
-    if hparams.scale not in SCALES:
-        raise ValueError(errors.unknown("scale", hparams.scale, SCALES))
-    return SCALES[hparams.scale]
+    return SCALES[checks.choice("scale", hparams.scale, SCALES)]
 
 
 def _layer(key, hparams):
     scale = _scale(hparams)
-    if hparams.layer == "s4d":
+    if checks.choice("layer", hparams.layer, ("s4d", "s5ptd")) == "s4d":
         return ssm.S4D(key, scale.num_features, scale.s4d_states)
-    if hparams.layer == "s5ptd":
-        return ssm.S5PTD(
-            key, scale.num_features, scale.s5_states, num_blocks=scale.s5_blocks
-        )
-    raise ValueError(errors.unknown("layer", hparams.layer, ("s4d", "s5ptd")))
+    return ssm.S5PTD(
+        key, scale.num_features, scale.s5_states, num_blocks=scale.s5_blocks
+    )
 
 
 def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
