@@ -9,7 +9,7 @@ import pytest
 from jaxlr import covariance, pde
 from jaxlr.core import Status
 from jaxlr.core.compat import x64
-from jaxlr.gp import _likelihood
+from jaxlr.pde import likelihood as likelihoods
 from tests.pde._collocation import (
     BOX,
     cubic,
@@ -113,7 +113,7 @@ def test_three_axes_one_of_them_time():
 def test_a_prior_holds_what_the_likelihood_does_not():
     """0.1 log l - (log l - log start)^2 / 50 is largest at start e^2.5."""
     with x64(True):
-        kernel, likelihood = _likelihood.maximize(
+        kernel, likelihood = likelihoods.maximize(
             lambda kernel, _: 0.1 * jnp.log(kernel.lengthscale),
             lambda _: jnp.eye(2),
             [covariance.Matern(3.0)],
