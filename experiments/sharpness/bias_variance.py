@@ -103,7 +103,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def loss(w, y):
         return jnp.sum((linalg.matmul(x, w) - y) ** 2) / (2 * num)
 
-    gradient = jax.vmap(sharpness.sam_value_and_grad(loss, rho, normalize=False))
+    gradient = jax.vmap(sharpness.sam_value_and_grad(loss, rho, is_normalized=False))
 
     def step(w, _):
         risk = jnp.mean((linalg.matmul(w, x.T) - truth) ** 2)

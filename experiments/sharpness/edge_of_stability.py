@@ -85,7 +85,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         return jax.tree.map(lambda w: hparams.scale * w, model)
 
     solver = train(
-        sharpness.sam_value_and_grad(loss, hparams.rho, normalize=False),
+        sharpness.sam_value_and_grad(loss, hparams.rho, is_normalized=False),
         optax.sgd(hparams.eta),
         model_of,
     )

@@ -108,7 +108,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         return f, g
 
     gradient = sharpness.sam_value_and_grad(
-        loss, rho, normalize=hparams.method == "sam"
+        loss, rho, is_normalized=hparams.method == "sam"
     )
     solver = train(gradient, optax.sgd(eta), start)
 
