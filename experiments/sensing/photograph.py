@@ -37,6 +37,7 @@ import numpy as np
 
 from jaxlr import lab, sensing
 from jaxlr.core import checks, Claim, Experiment, Hyper, loop, Solver
+from jaxlr.data import photograph
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
 
@@ -104,7 +105,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """
     checks.choice("measurements", hparams.measurements, MEASUREMENTS)
     operator_key, solve_key = jr.split(key)
-    photo = sensing.photograph(hparams.photo, hparams.size)
+    photo = photograph(hparams.photo, hparams.size)
     is_pixels = hparams.measurements == "pixels"
     side = hparams.size if is_pixels else BLOCK
     if hparams.size % side:
