@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
 
-from jaxlr import gp
+from jaxlr import gp, lab
 from jaxlr.core import Axis, Claim, errors, Experiment, from_optax, loop, Solver
 
 
@@ -184,7 +184,7 @@ def figure(results):
 
 
 DIM_NAMES = ("problem", "component", "num_steps")
-DIM = "_".join(DIM_NAMES)
+DIM = lab.dimension_name(DIM_NAMES)
 SHORT = "6000"
 LONG = (
     ("poisson_1d_sin", "gaussian", 31_500),

@@ -25,8 +25,6 @@ References:
     Sensing: The Curses of Symmetry and Initialization". 2023. arXiv:2310.01769.
 """
 
-import json
-
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -206,7 +204,7 @@ FIELDS = (
     "beta",
     "trigger",
 )
-DIM = "_".join(FIELDS)
+DIM = lab.dimension_name(FIELDS)
 
 
 def _axes(symmetric, wide, asymmetric, modified):
@@ -336,7 +334,7 @@ def claims(results) -> list[Claim]:
 
 
 def _eta(results):
-    return json.loads(results.attrs["hparams"])["eta"]
+    return lab.hparams(results)["eta"]
 
 
 def figure(results):
