@@ -73,7 +73,7 @@ def sweep(
         RunDirectoryError: If the directory cannot be used; the message says what to do.
         KeyboardInterrupt: On Ctrl-C, within the chunk; the message says how to resume.
     """
-    checks.choice("resume", resume, (False, True, "force"))
+    checks.choice("`resume`", resume, (False, True, "force"))
     if resume and directory is None:
         raise ValueError("`resume` needs the `directory` to resume.")
     request = Request.make(
