@@ -25,7 +25,6 @@ References:
     Sensing: The Curses of Symmetry and Initialization". 2023. arXiv:2310.01769.
 """
 
-import json
 from typing import Any
 
 import equinox as eqx
@@ -206,7 +205,7 @@ FIELDS = (
     "beta",
     "trigger",
 )
-DIM = "_".join(FIELDS)
+DIM = lab.dimension_name(FIELDS)
 
 
 def _axes(symmetric, wide, asymmetric, modified):
@@ -357,7 +356,7 @@ def _modified_claims(cells, eta):
 
 
 def _eta(results):
-    return json.loads(results.attrs["hparams"])["eta"]
+    return lab.hparams(results)["eta"]
 
 
 def figure(results):

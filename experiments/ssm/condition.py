@@ -50,6 +50,7 @@ SETTINGS = {
     "random": ("eps", (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
     "optimized": ("gamma", (1e3, 1e2, 1e1, 1e0, 1e-1)),
 }
+DIM = lab.dimension_name(("method", "draw"))
 
 
 class HParams(eqx.Module):
@@ -265,8 +266,8 @@ def figure(results):
     for method, color in COLORS.items():
         for n, line in zip(sizes, ("-", "--"), strict=False):
             cells = lab.select(results, method=method, n=n).isel(seed=0).squeeze("n")
-            for i in range(cells.sizes["method_draw"]):
-                cell = cells.isel(method_draw=i)
+            for i in range(cells.sizes[DIM]):
+                cell = cells.isel({DIM: i})
                 name = NAMES.get(method, "optimized, over gamma")
                 style = {"color": color, "lw": 1}
                 label = f"{name}, n = {n}" if not i else None
