@@ -53,11 +53,12 @@ import optax
 
 from jaxlr import core, lab, sharpness
 from jaxlr.core import Experiment, loop
+from jaxlr.data import digits
 from jaxlr.sharpness import theory
 
 
 rho = 0.1
-data = jax.jit(sharpness.digits)(jr.key(0))
+data = jax.jit(digits)(jr.key(0))
 model = sharpness.MLP(jr.key(1), (64, 64, 64, 10))
 batch = data.x[:128], data.labels[:128]
 
@@ -230,7 +231,7 @@ class Metrics(eqx.Module):
 
 def fit(key, hparams):
     keys, num_steps = jr.split(key, 3), 400
-    data = sharpness.digits(keys[0], num_train=640, label_noise=0.2)
+    data = digits(keys[0], num_train=640, label_noise=0.2)
 
     def batch(step):
         index = core.epoch_batch(keys[1], step, len(data.x), 64)

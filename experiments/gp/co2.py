@@ -31,8 +31,9 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import gp, lab
+from jaxlr import covariance, gp, lab
 from jaxlr.core import Axis, checks, Claim, Experiment
+from jaxlr.data import carbon_dioxide
 
 
 PATTERNS = ("weeks", "outages")
@@ -133,7 +134,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """
     from scipy.stats import norm
 
-    values, times = (x[: hparams.num_years] for x in gp.carbon_dioxide())
+    values, times = (x[: hparams.num_years] for x in carbon_dioxide())
     held = held_out(hparams.pattern, hparams.draw, values)
     seen = np.isfinite(values) & ~held
     guesses, trend = _baselines(values, times, seen)
@@ -141,14 +142,14 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     def process(logs):
         at = {name: jnp.exp(x) for name, x in zip(START, logs, strict=True)}
-        years = gp.SquaredExponential(at["slow"]) + gp.Scaled(
-            at["fast_variance"], gp.Matern(at["fast"], nu=1.5)
+        years = covariance.SquaredExponential(at["slow"]) + covariance.Scaled(
+            at["fast_variance"], covariance.Matern(at["fast"], nu=1.5)
         )
-        weeks = gp.Periodic(365.25 / 7, at["roughness"]) + gp.Scaled(
-            at["week_variance"], gp.Matern(at["week"], nu=1.5)
+        weeks = covariance.Periodic(365.25 / 7, at["roughness"]) + covariance.Scaled(
+            at["week_variance"], covariance.Matern(at["week"], nu=1.5)
         )
         grid = [np.arange(float(n)) for n in values.shape]
-        kernels = [gp.Scaled(at["variance"], years), weeks]
+        kernels = [covariance.Scaled(at["variance"], years), weeks]
         return gp.GridGP(kernels, grid, at["noise"] + FLOOR, seen)
 
     def loss(logs):

@@ -31,7 +31,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import gp, lab, linalg
+from jaxlr import covariance, gp, lab, linalg
 from jaxlr.core import Axis, checks, Claim, Experiment, Hyper
 from jaxlr.core.loop import Status
 
@@ -102,8 +102,10 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     side = hparams.side
     seen = mask(hparams.pattern, hparams.percent, side)
     axis, noise = np.linspace(0.0, 1.0, side), hparams.noise
-    kernels = [gp.Matern(x * hparams.lengthscale / 100) for x in (0.2, 0.3, 0.4)]
-    factors = [gp.gram(kernel, axis) for kernel in kernels]
+    kernels = [
+        covariance.Matern(x * hparams.lengthscale / 100) for x in (0.2, 0.3, 0.4)
+    ]
+    factors = [covariance.gram(kernel, axis) for kernel in kernels]
     smooth_key, noise_key = jr.split(key)
     y = linalg.spectral_filter(
         linalg.kron_eigh(factors), jnp.sqrt, jr.normal(smooth_key, seen.shape)
@@ -130,7 +132,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
 
 
-DIM = "pattern_percent_side_lengthscale"
+DIM = lab.dimension_name(("pattern", "percent", "side", "lengthscale"))
 
 
 def claims(results) -> list[Claim]:

@@ -38,6 +38,7 @@ import numpy as np
 
 from jaxlr import lab, sensing
 from jaxlr.core import checks, Claim, Experiment, loop, Solver
+from jaxlr.data import photograph
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
 
@@ -97,7 +98,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     shape = (hparams.size, hparams.size)
     num_seen = hparams.percent * hparams.size**2 // 100
     pixel_key, solve_key = jr.split(key)
-    photo = sensing.photograph(hparams.photo, hparams.size)
+    photo = photograph(hparams.photo, hparams.size)
     seen = sensing.entry_sampling(pixel_key, shape, num_seen)
     # Entries come in order: every tenth spreads the held-out ones over the image.
     is_held = np.arange(num_seen) % 10 == 9
@@ -181,7 +182,7 @@ def _flops(hparams, num_fitted):
             return 24 * n**3
 
 
-SETTING = "algorithm_num_columns"
+SETTING = lab.dimension_name(("algorithm", "num_columns"))
 SETTINGS = (
     *(("exact", k) for k in (8, 16, 32)),
     *(("sketched", k) for k in (8, 16, 32)),

@@ -66,6 +66,12 @@ from jaxlr.core import (
     Solver,
     train,
 )
+from jaxlr.data import (
+    listops,
+    LISTOPS_VOCABULARY,
+    ListOpsSplits,
+    root_operator_accuracy,
+)
 
 
 class Scale(NamedTuple):
@@ -143,9 +149,9 @@ class Metrics(eqx.Module):
 
 
 @ft.cache  # a sweep traces more than once
-def _data(name: str, directory: str) -> ssm.ListOpsSplits:
+def _data(name: str, directory: str) -> ListOpsSplits:
     scale = SCALES[name]
-    return ssm.listops(
+    return listops(
         directory or None,
         min_length=scale.lengths[0],
         max_length=scale.lengths[1],
@@ -174,7 +180,7 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
     """A step is a round of updates.
 
     Raises:
-        ValueError: For an unknown `scale` or `layer`; as `ssm.listops`.
+        ValueError: For an unknown `scale` or `layer`; as `listops`.
     """
     scale = _scale(hparams)
     data = _data(hparams.scale, hparams.data_directory)
@@ -205,7 +211,7 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
             lambda key: _layer(key, hparams),
             scale.num_features,
             10,
-            num_tokens=len(ssm.LISTOPS_VOCABULARY),
+            num_tokens=len(LISTOPS_VOCABULARY),
             num_layers=scale.num_layers,
             is_bidirectional=True,
         ),
@@ -223,9 +229,9 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
         found = jax.lax.map(one, tuple(held_out), batch_size=scale.batch_size)
         return jnp.split(found, [scale.num_samples[1]])
 
-    roots = np.asarray(ssm.LISTOPS_VOCABULARY)[data.test.tokens[:, 0]]
+    roots = np.asarray(LISTOPS_VOCABULARY)[data.test.tokens[:, 0]]
     has_root = jnp.asarray(roots == np.asarray(ROOTS)[:, None])
-    rule_accuracy = ssm.root_operator_accuracy(data.train, data.test)
+    rule_accuracy = root_operator_accuracy(data.train, data.test)
 
     def step(key, state):
         valid, test = is_right(state.params)
