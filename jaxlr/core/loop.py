@@ -1,7 +1,8 @@
 """The loops that drive a `Solver`: a scan, and a bounded loop with a tolerance.
 
-Step t, counted from the start of the run, draws from `fold_in(loop_key, t)`: `take_step`
-says so for the loops and for the sweep engine's segments, and a run may be cut anywhere.
+Step t, counted from the start of the run, draws from `fold_in(loop_key, t)`:
+`take_step` says so for the loops and for the sweep engine's segments, so that a run may
+be cut anywhere.
 """
 
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class Bounded(NamedTuple):
 def split_key(
     key: Key[Array, ""],
 ) -> tuple[Key[Array, ""], Key[Array, ""]]:
-    """The two keys of a run: `(init_key, loop_key)`, for `solver.init` and the steps."""
+    """The two keys of a run, `(init_key, loop_key)`: for `solver.init`, for steps."""
     init_key, loop_key = jr.split(key)
     return init_key, loop_key
 
@@ -221,8 +222,8 @@ def _start(key, solver, first_step, state):
     if state is None:
         if not checks.known(first_step) or first_step > 0:
             raise ValueError(
-                "`first_step` says how many steps led to `state`: give both or neither, "
-                f"got first_step={first_step!r} and no `state`."
+                "`first_step` says how many steps led to `state`: give both or "
+                f"neither, got first_step={first_step!r} and no `state`."
             )
         state = solver.init(init_key)
     return loop_key, *tree.partition(state)

@@ -1,4 +1,4 @@
-"""Training by optax against loops by hand: momentum, batches, modules, line searches."""
+"""Training by optax against loops by hand: batches, modules, line searches, sweeps."""
 
 import equinox as eqx
 import jax

@@ -4,10 +4,9 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from jaxlr.core import checks, Hyper, signatures, Solver, tree
+from jaxlr.core import checks, Hyper, loop, signatures, Solver, tree
 from jaxlr.linalg import matmul
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver._descent import (
