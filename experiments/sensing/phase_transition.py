@@ -26,8 +26,6 @@ References:
     Cai, Zhang. "ROP: Matrix Recovery via Rank-One Projections". 2015. arXiv:1310.5791.
 """
 
-import json
-
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -87,9 +85,10 @@ class First(sensing.Operator):
     """The first measurements of an operator, the others being read as zero.
 
     Attributes:
-        shape: (n1, n2). Static.
-        base: The operator.
-        num_measurements: How many. May be traced: no shape depends on it.
+        shape: Sizes (n1, n2) of the matrices. Static.
+        base: The operator whose measurements are read.
+        num_measurements: Number of measurements that are read. May be traced: no shape
+            depends on it.
     """
 
     shape: tuple[int, int] = eqx.field(static=True)
@@ -98,12 +97,12 @@ class First(sensing.Operator):
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
-        """That of `base`."""
+        """The shape of `base`'s measurements."""
         return self.base.measurement_shape
 
     @property
     def isotropy(self) -> Hyper:
-        """That of `base`, by the share of its measurements."""
+        """The isotropy of `base` times the share of its measurements."""
         share = self.num_measurements / self.measurement_shape[0]
         return self.base.isotropy * share
 
@@ -161,12 +160,12 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
 
 
-DIM = "ensemble_method"
+DIM = lab.dimension_name(("ensemble", "method"))
 
 
 def _oversampling(results):
     """Ratio m / d of every cell, by number of measurements and rank."""
-    n = json.loads(results.attrs["hparams"])["n"]
+    n = lab.hparams(results)["n"]
     freedom = [
         theory.degrees_of_freedom((n, n), int(r)) for r in results["rank"].values
     ]

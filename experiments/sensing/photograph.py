@@ -26,8 +26,6 @@ References:
     2021. arXiv:2106.15013.
 """
 
-import json
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -76,11 +74,11 @@ class Metrics(eqx.Module):
     held_out: Float[Array, " step"]
     """Root mean square error on the held-out measurements [1]."""
     recovered_psnr: Float[Array, ""]
-    """That of the image with the least held-out error [dB]."""
+    """PSNR of the image with the least held-out error [dB]."""
     recovered_error: Float[Array, ""]
     """Its relative error in Frobenius norm [1]."""
     reference_psnr: Float[Array, ""]
-    """That of the best approximation of the reference rank [dB]."""
+    """PSNR of the best approximation of the reference rank [dB]."""
     original: UInt8[Array, "row column"]
     """The photograph [1/255]."""
     observed: UInt8[Array, "row column"]
@@ -220,7 +218,7 @@ AXES = {
         ("blocks", 16, 0.1),
     ),
 }
-SETTING = "measurements_num_columns_alpha"
+SETTING = lab.dimension_name(("measurements", "num_columns", "alpha"))
 
 
 def _select(results, measurements, *, is_wide, is_small):
@@ -236,7 +234,7 @@ def _select(results, measurements, *, is_wide, is_small):
 def claims(results) -> list[Claim]:
     """Shares, width, start, reference and stopping; every photograph and seed."""
     percent = np.sort(results["percent"].values)
-    size = json.loads(results.attrs["hparams"])["size"]
+    size = lab.hparams(results)["size"]
     made = []
     for kind in MEASUREMENTS:
         narrow = _select(results, kind, is_wide=False, is_small=True)
