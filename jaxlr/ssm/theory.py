@@ -69,7 +69,7 @@ def rho(n: int, s: Inexact[np.ndarray, "*s"]) -> Complex[np.ndarray, "*s"]:
 
 
 def rank1_tau(t: float) -> float:
-    """t / (2 - t), of `ptd(method="rank1", t)`: its condition tends to the inverse."""
+    """Tau = t / (2 - t) of `ptd(method="rank1", t)`; its condition tends to 1 / tau."""
     return t / (2 - t)
 
 
