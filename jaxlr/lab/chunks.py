@@ -28,8 +28,8 @@ class Chunk:
     Attributes:
         group: Index of the group.
         index: Index of the chunk in its group.
-        start: First cell, counted in the group.
-        stop: Past the last one.
+        start: Index of the first cell, counted in the group.
+        stop: Index after the last cell.
     """
 
     group: int
@@ -63,12 +63,14 @@ def run(
     """All metrics of a chunk, leaves (seed, cell, ...), and its lanes' counters.
 
     Args:
-        request: The sweep.
-        program: The group's; where it is narrower than the chunk, it is called more
-            than once.
-        chunk: What to run.
-        checkpoint: Where a long run keeps its state; it goes on from what is there.
-        advance: Told how many lanes more are finished.
+        request: The sweep that the chunk is part of.
+        program: Program of the group; where it is narrower than the chunk, it is called
+            more than once.
+        chunk: The cells to run.
+        checkpoint: File in which a long run keeps its state; the run goes on from what
+            is there. None keeps nothing.
+        advance: Called with the number of lanes that have been finished since its last
+            call, fractions included.
     """
     parts = []
     is_whole = chunk.stop - chunk.start <= program.num_cells
@@ -113,11 +115,12 @@ def run_lanes(
     """One call of a closed program, or all segments of a long one; padding included.
 
     Args:
-        request: The sweep.
-        program: Compiled, `values` as wide as it is.
-        values: Traced fields of every lane.
-        checkpoint: Where a long run keeps its state.
-        advance: Told which share of the lanes' whole run has been done since last.
+        request: The sweep that the lanes are part of.
+        program: Compiled program, for as many cells as there are in `values`.
+        values: Traced fields: name -> values of shape (cells,).
+        checkpoint: File in which a long run keeps its state; None keeps nothing.
+        advance: Called with the share of the lanes' whole run that has been done since
+            its last call.
     """
     lane = program.lane
     seed = np.uint32(request.seed)

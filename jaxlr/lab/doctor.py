@@ -37,8 +37,8 @@ class Limit(NamedTuple):
     """Something that does not work here, or not as one might think.
 
     Attributes:
-        what: What it concerns.
-        why: The reason, and what to do.
+        what: The commands, packages or operations that it concerns.
+        why: The reason, and what can be done about it.
     """
 
     what: str

@@ -48,21 +48,21 @@ def sweep(
     that diverges is data: `diverged_at` is its first step with a value not finite.
 
     Args:
-        experiment: What to run.
-        axes: Name -> values (or a sequence of `Axis`); a tuple of names moves several
-            fields together; `Uniform` and `LogUniform` draw values. None: the
-            experiment's own.
-        num_seeds: None: the experiment's own.
-        seed: Of the root key.
-        directory: Where finished chunks are kept; None keeps nothing.
-        resume: Go on with what is in `directory`; `"force"` even if source,
-            configuration or versions changed. Afresh where there is nothing.
-        chunk: Most cells of a chunk; None: what fits into memory. A resumed run keeps
-            its own.
-        devices: None: all local devices. Each chunk's cells are shared among them.
+        experiment: The experiment to run.
+        axes: Dict of a field's name -> its values, or a sequence of `Axis`. A tuple of
+            names moves several fields together; `Uniform` and `LogUniform` draw the
+            values. None for the experiment's own axes.
+        num_seeds: Number of seeds of every cell; None for the experiment's own.
+        seed: Seed of the root key.
+        directory: Directory in which finished chunks are kept; None keeps nothing.
+        resume: Whether to go on with what is in `directory`, or start there if nothing
+            is; `"force"` goes on even if source, configuration or versions changed.
+        chunk: Largest number of cells of a chunk; None for what fits into memory. A
+            resumed run keeps its own.
+        devices: Devices that share the cells of every chunk; None for all local ones.
         backend: `"shard_map"`, or `"pmap"` for the same by `jax.pmap`.
-        executor: Runs the chunks elsewhere (Dask, SLURM, processes); None runs them
-            here. A long run's chunk then has no checkpoints.
+        executor: What runs the chunks elsewhere (Dask, SLURM, processes); None runs
+            them here. A long run's chunk has no checkpoints elsewhere.
 
     Returns:
         One variable a metric, with dimensions (axes..., seed, its own); coordinates

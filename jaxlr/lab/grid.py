@@ -37,7 +37,7 @@ class Dimension:
 
     Attributes:
         fields: Names of the fields of HParams.
-        points: `points[i][j]` is the value of `fields[j]` at index i.
+        points: Values of the fields: `points[i][j]` is that of `fields[j]` at index i.
     """
 
     fields: tuple[str, ...]
@@ -54,9 +54,9 @@ class Group:
     """Cells that one program serves.
 
     Attributes:
-        static: Field -> value, equal in all its cells.
-        traced: Field -> array over its cells.
-        cells: Flat indices of its cells.
+        static: Name of a static field -> its value, equal in all the cells.
+        traced: Name of a traced field -> its values, of shape (cells,).
+        cells: Flat indices of the cells, of shape (cells,).
     """
 
     static: dict[str, Any]

@@ -35,10 +35,12 @@ def replay(
 
     Args:
         directory: The run directory.
-        cell: Field -> value; dimensions of one point may be left out.
+        cell: Values of the cell's swept fields: name -> value. A dimension of one point
+            may be left out.
         seed: Index of the seed, in 0..num_seeds - 1.
-        experiment: None: what this process swept there, else what the recorded name or
-            path leads to. Its settings are those of the run, whatever it declares.
+        experiment: The experiment to run, at the settings of the run, whatever it
+            declares. None for what this process swept there, else for what the recorded
+            name or path leads to.
 
     Returns:
         The cell's metrics. `attrs["replay"]` says what equality can be expected here

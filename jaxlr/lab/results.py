@@ -223,6 +223,9 @@ def diverged_at(
 def load(directory: str | Path) -> "xr.Dataset":
     """The results of a run directory, finished or not; runs no code of its author.
 
+    Args:
+        directory: The run directory.
+
     Cells that are not computed yet are NaN (integers become floats for it; counters are
     -1), and `attrs["is_complete"]` says whether there are any.
 
@@ -316,8 +319,8 @@ def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
 
     Args:
         results: What `sweep` or `load` returns.
-        **values: Coordinates by name, each with the value, or the list of values, that
-            the cells have.
+        **values: Name of a coordinate -> the value, or the list of values, that it has
+            in the wanted cells.
 
     Raises:
         ValueError: If no cell has one of them: a claim about nothing would hold.

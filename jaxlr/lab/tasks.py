@@ -29,13 +29,14 @@ class Payload:
     """A sweep that travels.
 
     Attributes:
-        module: Name of the module of the experiment's functions.
-        file: Its file; None for a notebook or script, whose functions travel whole.
+        module: Name of the module that defines the experiment's functions.
+        file: File of the module; None for a notebook or script, whose functions travel
+            whole.
         source: Digest of the file: a worker may have loaded an earlier version.
-        process: Who sent it; there, the module is as it should be.
-        settings: jax's switches, as (name, value), that the worker takes over.
-        config: What must be equal there, as JSON.
-        content: The sweep, pickled.
+        process: Host and process id of the sender, whose module is as it should be.
+        settings: Switches of jax, as (name, value), that the worker takes over.
+        config: What must be equal in the worker, as JSON.
+        content: The request, pickled.
     """
 
     module: str
