@@ -1,7 +1,6 @@
 """Run one chunk: all seeds of some cells of one group, closed or in segments."""
 
 from collections.abc import Callable, Sequence
-import dataclasses
 import functools as ft
 from pathlib import Path
 import time
@@ -15,41 +14,11 @@ from jaxlr.lab import results, store
 from jaxlr.lab.lane import LANE
 from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request
+from jaxlr.lab.store import Chunk
 
 
 SEGMENT_SECONDS = 1.0  # of a long run: how often its progress shows
 PAUSES = (0.1, 1.0)  # seconds before a chunk for which memory was short is tried again
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Cells `start:stop` of a group.
-
-    Attributes:
-        group: Index of the group.
-        index: Index of the chunk in its group.
-        start: Index of the first cell, counted in the group.
-        stop: Index after the last cell.
-    """
-
-    group: int
-    index: int
-    start: int
-    stop: int
-
-    @property
-    def filename(self) -> str:
-        """Of the finished chunk and of its checkpoint."""
-        return store.chunk_name(self.group, self.index)
-
-
-def of_group(group: int, num_cells: int, size: int) -> list[Chunk]:
-    """A group cut into chunks of `size` cells; the last may be shorter."""
-    starts = range(0, num_cells, size)
-    return [
-        Chunk(group, i, start, min(start + size, num_cells))
-        for i, start in enumerate(starts)
-    ]
 
 
 def run(

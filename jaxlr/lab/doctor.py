@@ -13,24 +13,10 @@ import jaxlr
 from jaxlr.lab import aot, memory, report
 
 
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "libtpu",
-    "equinox",
-    "optax",
-    "chex",
-    "jaxtyping",
-    "numpy",
-    "xarray",
-    "tyro",
-    "rich",
-    "matplotlib",
-    "scikit-learn",
-    "statsmodels",
-    "dask",
-    "submitit",
-)
+_PACKAGES = """
+    jax jaxlib libtpu equinox optax chex jaxtyping numpy xarray tyro rich matplotlib
+    scikit-learn statsmodels dask submitit
+""".split()
 
 
 class Limit(NamedTuple):

@@ -152,12 +152,10 @@ def is_static(field: dataclasses.Field, default: Any) -> bool:
 
 def _checked(field: dataclasses.Field, default: Any, value: Any) -> Any:
     """`value` as a plain Python number, bool or string that fits the field."""
-    if isinstance(value, np.generic | np.ndarray | jax.Array):
-        if value.ndim:
-            raise ValueError(f"Axis {field.name!r} takes scalars, got {value!r}.")
-        value = value.item()
-    if _is_point(value):
+    if _is_point(value) or getattr(value, "ndim", 0):
         raise ValueError(f"Axis {field.name!r} takes scalars, got {value!r}.")
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        value = value.item()
     if np.ndim(default):
         raise ValueError(
             f"Axis {field.name!r}: the field is an array of shape {np.shape(default)}; "

@@ -59,9 +59,9 @@ def replay(
     seed = checks.count("seed", seed, least=0, most=config["num_seeds"] - 1)
     index = grid.find_cell(dims, cell)
     group, where = next(
-        (g, int(np.flatnonzero(part.cells == index)[0]))
+        (g, int(where))
         for g, (part, _) in enumerate(groups)
-        if index in part.cells
+        for where in np.flatnonzero(part.cells == index)
     )
     layout = manifest["layout"][group]
     experiment = experiment or SWEPT.get(directory.resolve()) or find.recorded(manifest)
@@ -93,11 +93,11 @@ def replay(
     place = where % layout["chunk"] % layout["width"]
     values = chunks.pad(request, program, group, np.asarray([where]))
     arrays = chunks.run_lanes(request, program, values)
-    number = where // layout["chunk"]
-    path = directory / "chunks" / store.chunk_name(group, number)
+    chunk = store.chunks(manifest, group)[where // layout["chunk"]]
+    path = directory / "chunks" / chunk.filename
     sentence, is_equal = "Its chunk was not finished: nothing to compare.", False
     if path.exists():
-        at = where - number * layout["chunk"]
+        at = where - chunk.start
         stored = {k: x[seed, at] for k, x in store.read_arrays(path).items()}
         found = {k: x[seed, place] for k, x in arrays.items()}
         sentence, is_equal = _compare(stored, found, changed)
@@ -110,9 +110,8 @@ def replay(
         | {"config": config | {"axes": points, "num_seeds": 1}}
         | {"layout": [layout | {"cells": [0]}]}
     )
-    one.insert(
-        0, 0, {k: x[seed : seed + 1, place : place + 1] for k, x in arrays.items()}
-    )
+    lane = {k: x[seed : seed + 1, place : place + 1] for k, x in arrays.items()}
+    one.insert(store.Chunk(0, 0, 0, 1), lane)
     again = one.dataset().assign_coords(seed=[seed])
     again = again.squeeze(["seed", *(dim.name for dim in dims)])
     return again.assign_attrs(replay=sentence, is_equal=int(is_equal))
@@ -159,10 +158,8 @@ def _as_recorded(experiment: Experiment, config: Mapping[str, Any]) -> Experimen
     """The experiment at the run's settings: a smoke size or flags may have set some."""
     changes = {}
     for name, value in grid.plain_fields(experiment.hparams).items():
-        default, recorded = (
-            getattr(experiment.hparams, name),
-            config["hparams"].get(name),
-        )
+        default = getattr(experiment.hparams, name)
+        recorded = config["hparams"].get(name)
         if recorded is None or recorded == value:
             continue
         if isinstance(default, bool | int | float | str):

@@ -42,11 +42,11 @@ class Results:
             blank = np.nan if dtype.kind in "fc" else 0
             self.arrays[name] = np.full((*lanes, *metric.shape), blank, dtype)
 
-    def insert(self, group: int, start: int, chunk: Mapping[str, np.ndarray]) -> None:
+    def insert(self, chunk: store.Chunk, arrays: Mapping[str, np.ndarray]) -> None:
         """Put a finished chunk, leaves (seed, cell, ...), in its place."""
-        for name, array in chunk.items():
+        cells = self.groups[chunk.group][0].cells[chunk.start : chunk.stop]
+        for name, array in arrays.items():
             array = np.swapaxes(array, 0, 1)
-            cells = self.groups[group][0].cells[start : start + len(array)]
             own = tuple(slice(n) for n in array.shape[2:])
             target = self.arrays[name]
             target[(cells, slice(None), *own)] = array.astype(target.dtype, copy=False)
@@ -234,15 +234,12 @@ def load(directory: str | Path) -> "xr.Dataset":
     """
     directory = Path(directory)
     manifest = store.read_manifest(directory)
-    files = [
-        (group, start, directory / "chunks" / store.chunk_name(group, chunk))
-        for group, layout in enumerate(manifest["layout"])
-        for chunk, start in enumerate(range(0, len(layout["cells"]), layout["chunk"]))
-    ]
-    present = [(group, start, path) for group, start, path in files if path.exists()]
-    results = Results(manifest, has_gaps=len(present) < len(files))
-    for group, start, path in present:
-        results.insert(group, start, store.read_arrays(path))
+    chunks = store.chunks(manifest)
+    paths = {chunk: directory / "chunks" / chunk.filename for chunk in chunks}
+    paths = {chunk: path for chunk, path in paths.items() if path.exists()}
+    results = Results(manifest, has_gaps=len(paths) < len(chunks))
+    for chunk, path in paths.items():
+        results.insert(chunk, store.read_arrays(path))
     return results.dataset()
 
 

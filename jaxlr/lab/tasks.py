@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlr.lab import chunks, find, provenance
+from jaxlr.lab import chunks, find, provenance, store
 from jaxlr.lab.compiled import Compiled, kept, settings
 
 
@@ -92,7 +92,7 @@ def _this_process() -> tuple[str, int]:
 
 
 def run_chunk(
-    payload: Payload, width: int, chunk: chunks.Chunk
+    payload: Payload, width: int, chunk: store.Chunk
 ) -> dict[str, np.ndarray]:
     """Run one chunk in a worker, `width` cells on each of its devices.
 

@@ -62,15 +62,13 @@ _Recorded = Annotated[
         metavar="NAME_OR_PATH", help_behavior_hint="(default: what the run recorded)"
     ),
 ]
+_Cell = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
+]
 _Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 
-def show(
-    run: _Run,
-    /,
-    *,
-    experiment: _Recorded = None,
-) -> int:
+def show(run: _Run, /, *, experiment: _Recorded = None) -> int:
     """Show a run's provenance and claims, and draw its figure anew.
 
     Args:
@@ -91,9 +89,7 @@ def replay(
     run: _Run,
     /,
     *,
-    cell: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
-    ] = (),
+    cell: _Cell = (),
     seed: int = 0,
     experiment: _Recorded = None,
 ) -> int:
