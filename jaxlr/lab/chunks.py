@@ -1,7 +1,6 @@
 """Run one chunk: all seeds of some cells of one group, closed or in segments."""
 
 from collections.abc import Callable, Sequence
-import functools as ft
 from pathlib import Path
 import time
 from typing import Any
@@ -45,21 +44,18 @@ def run(
     is_whole = chunk.stop - chunk.start <= program.num_cells
     for start in range(chunk.start, chunk.stop, program.num_cells):
         cells = np.arange(start, min(start + program.num_cells, chunk.stop))
+        lanes = len(cells) * request.num_seeds
         part = run_lanes(
             request,
             program,
             pad(request, program, chunk.group, cells),
             checkpoint=checkpoint if is_whole else None,
-            advance=ft.partial(_scaled, advance, len(cells) * request.num_seeds),
+            advance=lambda share, lanes=lanes: advance(share * lanes),
         )
         parts.append({name: x[:, : len(cells)] for name, x in part.items()})
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]}
-
-
-def _scaled(advance: Callable[[float], Any], lanes: int, share: float) -> None:
-    advance(share * lanes)
 
 
 def pad(
