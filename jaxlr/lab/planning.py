@@ -173,7 +173,7 @@ def chunk_function(
     has no others.
 
     Args:
-        experiment: The experiment.
+        experiment: The experiment whose chunk is wanted.
         axes: The axes of the sweep; None for the experiment's own.
         num_seeds: Number of seeds of every cell; None for the experiment's own.
         seed: Seed of the root key.
