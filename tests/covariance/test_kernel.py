@@ -218,7 +218,7 @@ def test_misuse_is_named():
         (lambda: k(x, 1.0), r"`order` must be .* got 1\.0"),
         (
             lambda: covariance.Matern(1.0, 2.0),
-            r"Unknown nu 2\.0; valid: 0\.5, 1\.5, 2\.5",
+            r"Unknown nu 2\.0;.* valid: 0\.5, 1\.5, 2\.5",
         ),
         (
             lambda: covariance.Matern(0.0),
