@@ -1,6 +1,5 @@
 """What the solvers of least-squares subproblems share."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -65,36 +64,3 @@ def factor_info(problem, f, g, gap, damping) -> FactorInfo:
         jnp.sqrt(relative(square, problem.operator._total(jnp.sum(problem.y**2)))),
         None if problem.truth is None else relative_error(f, g, problem.truth),
     )
-
-
-def conjugate_gradients(
-    matvec_fn, b, *, num_steps, dot_fn, tolerance, floor=0.0, precondition_fn=None
-):
-    """Preconditioned conjugate gradients for H x = b from x = 0.
-
-    H positive semi-definite, b in its range. Many systems at once where `dot_fn`
-    returns one product a system, of a shape that broadcasts against x. A system stops
-    where the preconditioned square of its residual has fallen by `tolerance`, or to
-    `floor`, what rounding of b alone makes it: beyond, the recurrence means nothing,
-    and diverges along the kernel of H.
-    """
-    precondition_fn = precondition_fn or (lambda r: r)
-
-    def quotient(a, b, is_valid):
-        return jnp.where(is_valid, a / jnp.where(is_valid, b, 1), 0)
-
-    def step(carry, _):
-        x, r, p, rho = carry
-        hp = matvec_fn(p)
-        curvature = dot_fn(p, hp)
-        size = quotient(rho, curvature, (curvature > 0) & (rho > least))
-        x, r = x + size * p, r - size * hp
-        z = precondition_fn(r)
-        rho, previous = dot_fn(r, z), rho
-        return (x, r, z + quotient(rho, previous, previous > 0) * p, rho), None
-
-    z = precondition_fn(b)
-    start = dot_fn(b, z)
-    least = jnp.maximum(tolerance * start, floor)
-    carry = jnp.zeros_like(b), b, z, start
-    return jax.lax.scan(step, carry, length=num_steps)[0][0]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 import numpy as np
 
 from jaxlr.core import Count, Hyper, Solver
+from jaxlr.linalg import cg_steps
 from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
@@ -83,16 +84,15 @@ def gauss_newton(
             return pull_back(operator.apply_factors(left, right)) + damping * d
 
         # A gap that stays, of noise, leaves rounding where its pull-back should vanish.
-        eps = 10 * jnp.finfo(y.dtype).eps
+        eps = jnp.finfo(y.dtype).eps
         squares = operator._total(jnp.sum(gap**2)) * operator.isotropy
-        floor = eps**2 * squares * (jnp.sum(f**2) + jnp.sum(g**2))
-        change = _common.conjugate_gradients(
+        change, _ = cg_steps(
             apply_normal,
             -pull_back(gap),
-            num_steps=num_cg_steps,
-            dot_fn=lambda a, b: jnp.sum(a * b),
-            tolerance=jnp.finfo(y.dtype).eps ** 1.5,
-            floor=floor,
+            max_steps=num_cg_steps,
+            tolerance=eps**0.75,
+            floor=10 * eps * jnp.sqrt(squares * (jnp.sum(f**2) + jnp.sum(g**2))),
+            is_unrolled=True,
         )
         info = _common.factor_info(problem, f, g, gap, 0.0)
         return FactorState(f + change[:n1], g + change[n1:]), info

@@ -12,6 +12,7 @@ from jaxtyping import Array, Key
 import numpy as np
 
 from jaxlr.core import Count, Hyper, Solver
+from jaxlr.linalg import cg_steps
 from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
@@ -90,20 +91,21 @@ def alternating_sketched(
 
     def solve_rows(key, operator, places, gap, f, g):
         """F after the iterations; `gap` = A(F G^T) - y at the F that is given."""
-        solve_sketched = _sketch(key, operator, places, g, damping, sketch_size)
 
         def apply_grams(p):
             fit = operator.apply_factors(p, g)
             return operator.adjoint_matmul(fit, g) + damping * p
 
-        change = _common.conjugate_gradients(
+        change, _ = cg_steps(
             apply_grams,
             -operator.adjoint_matmul(gap, g) - damping * f,
-            num_steps=num_inner,
-            dot_fn=lambda a, b: jnp.sum(a * b, axis=1, keepdims=True),
-            precondition_fn=solve_sketched,
+            max_steps=num_inner,
             # Well above rounding: eps^2, over the ridge in directions left open.
-            tolerance=jnp.finfo(y.dtype).eps,
+            tolerance=jnp.finfo(y.dtype).eps ** 0.5,
+            preconditioner_fn=_sketch(key, operator, places, g, damping, sketch_size),
+            norm_fn=lambda r, z: jnp.sqrt(jnp.sum(r * z, axis=1, keepdims=True)),
+            num_batch_axes=1,
+            is_unrolled=True,
         )
         # Where G has an exact zero column the change is zero, and F's would stay.
         return jnp.where(jnp.any(g != 0, axis=0), f + change, 0)
