@@ -49,16 +49,16 @@ import jax.random as jr
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jaxlr import gp, lab
+from jaxlr import covariance, gp, lab, pde
 from jaxlr.core import Experiment
 
 
 grid = jnp.linspace(0, 1, 12), jnp.linspace(0, 2, 10)
-kernels = gp.Matern(0.3), 2.0 * gp.SquaredExponential(0.5)
+kernels = covariance.Matern(0.3), 2.0 * covariance.SquaredExponential(0.5)
 y = jr.normal(jr.key(0), (12, 10))
 process = gp.GridGP(kernels, grid, noise=0.1)
 
-dense = jnp.kron(*(gp.gram(k, x) for k, x in zip(kernels, grid, strict=True)))
+dense = jnp.kron(*(covariance.gram(k, x) for k, x in zip(kernels, grid, strict=True)))
 by_definition = jax.scipy.stats.multivariate_normal.logpdf(
     y.ravel(), jnp.zeros(120), dense + 0.1 * jnp.eye(120)
 )
@@ -74,8 +74,10 @@ print("by axes:      ", process.log_marginal_likelihood(y))
 
 # %%
 x = jnp.linspace(0, 1, 60)
-kernels = gp.Matern(0.2), gp.Matern(0.3)
-roots = [jnp.linalg.cholesky(gp.gram(k, x) + 1e-6 * jnp.eye(60)) for k in kernels]
+kernels = covariance.Matern(0.2), covariance.Matern(0.3)
+roots = [
+    jnp.linalg.cholesky(covariance.gram(k, x) + 1e-6 * jnp.eye(60)) for k in kernels
+]
 truth = roots[0] @ jr.normal(jr.key(1), (60, 60)) @ roots[1].T
 y = truth + 0.1 * jr.normal(jr.key(2), truth.shape)
 mask = np.array(jr.bernoulli(jr.key(3), 0.75, truth.shape))
@@ -112,7 +114,7 @@ plt.show()
 
 # %%
 def loss(logs):
-    kernels = tuple(map(gp.Matern, jnp.exp(logs[:2])))
+    kernels = tuple(map(covariance.Matern, jnp.exp(logs[:2])))
     noise = jnp.exp(logs[2])
     return -gp.GridGP(kernels, (x, x), noise).log_marginal_likelihood(truth_and_noise)
 
@@ -141,13 +143,13 @@ class HParams(eqx.Module):
 
 
 def run(key, hparams):
-    problem = gp.BENCHMARKS["poisson_1d_sin"].problem(hparams.num_points)
-    kernel = gp.SpectralMixture(
+    problem = pde.BENCHMARKS["poisson_1d_sin"].problem(hparams.num_points)
+    kernel = covariance.SpectralMixture(
         jnp.full(30, -np.log(30.0)),
         jnp.ones(30),
         hparams.max_frequency * jnp.linspace(0, 1, 30),
     )
-    found = gp.collocation_solve(problem, kernel, num_evaluations=0)
+    found = pde.collocation_solve(problem, kernel, num_evaluations=0)
     return {"error": problem.error(found.solution)}
 
 

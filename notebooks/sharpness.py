@@ -53,11 +53,12 @@ import optax
 
 from jaxlr import core, lab, sharpness
 from jaxlr.core import Experiment, loop
+from jaxlr.data import digits
 from jaxlr.sharpness import theory
 
 
 rho = 0.1
-data = jax.jit(sharpness.digits)(jr.key(0))
+data = jax.jit(digits)(jr.key(0))
 model = sharpness.MLP(jr.key(1), (64, 64, 64, 10))
 batch = data.x[:128], data.labels[:128]
 
@@ -80,7 +81,7 @@ loss, gradient = jax.jit(sam)(model, *batch)
 print(f"loss {loss:.2f}, gradient off by {distance(gradient, by_hand(model)):.0e}")
 
 # %% [markdown]
-# `normalize=False` is unnormalized SAM, $e = \rho g$; `adaptive=True` is ASAM, whose radius
+# `is_normalized=False` is unnormalized SAM, $e = \rho g$; `is_adaptive=True` is ASAM, whose radius
 # is relative to each weight; `num_shards` is mSAM, which cuts the batch in shards and
 # climbs the loss of each on its own. The smaller the shards, the further their loss rises
 # within one radius. The backend "ghost" multiplies by a shard's perturbation, which has low
@@ -167,7 +168,7 @@ def risk_over_draws(rho):
     def squares(w, y):
         return jnp.sum((x @ w - y) ** 2) / (2 * n)
 
-    gradient = jax.vmap(sharpness.sam_value_and_grad(squares, rho, normalize=False))
+    gradient = jax.vmap(sharpness.sam_value_and_grad(squares, rho, is_normalized=False))
     y = x @ truth + sigma * jr.normal(jr.key(4), (300, n))
 
     def step(w, _):
@@ -230,7 +231,7 @@ class Metrics(eqx.Module):
 
 def fit(key, hparams):
     keys, num_steps = jr.split(key, 3), 400
-    data = sharpness.digits(keys[0], num_train=640, label_noise=0.2)
+    data = digits(keys[0], num_train=640, label_noise=0.2)
 
     def batch(step):
         index = core.epoch_batch(keys[1], step, len(data.x), 64)
@@ -313,7 +314,7 @@ sharpness.plot_density(density)
 # Most eigenvalues are next to zero, and a few stand apart. With `rho=0.0` above, the largest
 # are several times as large.
 #
-# Next: `adaptive=True`, whose radius is relative to the weights; `perturb_filter`, to leave
+# Next: `is_adaptive=True`, whose radius is relative to the weights; `perturb_filter`, to leave
 # some of them where they are; `jaxlr run sharpness.digits`, the sweep above at full size,
 # with a verdict on each claim. `jaxlr list` names the others: the edge of stability,
 # diagonal networks, and SAM on matrix sensing, where it balances the factors.

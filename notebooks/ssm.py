@@ -54,6 +54,7 @@ import optax
 
 from jaxlr import core, lab, ssm
 from jaxlr.core import Experiment
+from jaxlr.data import sequential_digits
 from jaxlr.ssm import theory
 
 
@@ -140,7 +141,7 @@ def layer(key, start):
 
 def run(key, hparams):
     keys = jr.split(key)
-    x, labels, test_x, test_labels = map(jnp.asarray, ssm.sequential_digits())
+    x, labels, test_x, test_labels = map(jnp.asarray, sequential_digits())
 
     def loss(model, x, labels):
         logits = jax.vmap(model)(x)

@@ -13,21 +13,21 @@ import xarray as xr
 
 from jaxlr import lab
 from jaxlr.core import compat, Experiment, loop
-from jaxlr.core.docs import field_docs
 from jaxlr.lab import find
+from jaxlr.lab.docs import field_docs
 
 
 # Their smoke sizes take 10 s or more to compile and run on two cores.
 HEAVY = {
     "attention.crossover",
     "attention.match3_learned",
-    "gp.collocation",
     "gp.exactness",
-    "gp.gp_hm",
     "gp.partial_grids",
     "gp.photograph",
     "gp.precision",
     "gp.restarts",
+    "pde.collocation",
+    "pde.gp_hm",
     "sensing.completion",
     "sensing.completion_photograph",
     "sensing.conditioning",
@@ -59,11 +59,11 @@ HEAVIEST = {
 # 20 s and more until they are compiled for a TPU.
 HEAVY_ON_TPU = {
     "attention.match3_learned",
-    "gp.collocation",
     "gp.exactness",
     "gp.photograph",
     "gp.precision",
     "gp.restarts",
+    "pde.collocation",
     "sensing.completion",
     "sensing.completion_photograph",
     "sensing.photograph",

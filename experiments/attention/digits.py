@@ -38,8 +38,9 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 import optax
 
-from jaxlr import attention, lab, sharpness
-from jaxlr.core import Claim, epoch_batch, errors, Experiment, Hyper, loop, train
+from jaxlr import attention, lab
+from jaxlr.core import checks, Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr.data import digits
 
 
 EXACT = {"implementation": "reference"}
@@ -151,13 +152,12 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `kind`, or numbers of digits that do not fit.
     """
-    if hparams.kind not in KINDS:
-        raise ValueError(errors.unknown("kind", hparams.kind, KINDS))
+    checks.choice("kind", hparams.kind, KINDS)
     scale = {"scale": 1 / HEAD_DIM}
     options = scale | KINDS[hparams.kind][-1]
     data_key, order_key, solve_key = jr.split(key, 3)
     sizes = {"num_train": NUM_TRAIN, "num_test": NUM_VALID + NUM_TEST}
-    data = sharpness.digits(data_key, **sizes, label_noise=0.0)
+    data = digits(data_key, **sizes, label_noise=0.0)
     x, held_out = (rows.reshape(-1, 8, 8) for rows in (data.x, data.test_x))
     per_epoch = NUM_TRAIN // hparams.batch_size
 

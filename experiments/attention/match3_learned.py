@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 from jaxlr import attention, lab
-from jaxlr.core import Claim, errors, Experiment, Hyper, loop, train
+from jaxlr.core import checks, Claim, Experiment, Hyper, loop, train
 
 
 ARCHITECTURES = {  # modes of attention, heads, hidden features, blocks
@@ -153,10 +153,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `architecture`.
     """
-    if hparams.architecture not in ARCHITECTURES:
-        raise ValueError(
-            errors.unknown("architecture", hparams.architecture, ARCHITECTURES)
-        )
+    checks.choice("architecture", hparams.architecture, ARCHITECTURES)
     train_key, test_key, solve_key = jr.split(key, 3)
     num_steps = hparams.num_rounds * hparams.num_updates
 

@@ -9,7 +9,7 @@ Kronecker operators. Each pair is run in turn (A A B B A A ...; the first of two
 is not timed) and the median of the pairwise ratios kept. Then the product and the solve
 on 200^3 points, a fifth of 100^3 points missing at random, steps of GP-HM, whose
 authors' code was timed once on two other cores, and collocation with Gaussian
-components, training included, once for every equation of `gp.BENCHMARKS`. Memory is
+components, training included, once for every equation of `pde.BENCHMARKS`. Memory is
 what compiled programs need beyond arguments and results. Writes
 `results/gp-<platform>.json`.
 """
@@ -25,10 +25,10 @@ import jax.random as jr
 import numpy as np
 import optax
 
-from experiments.gp import collocation
-from jaxlr import gp, linalg
+from jaxlr import covariance, gp, linalg, pde
 from jaxlr.core import compat, Status
 
+from ..pde import collocation
 from .timing import compiled, paired, provenance, seconds, with_verdict, write
 
 
@@ -47,7 +47,7 @@ def points(side):
 def factors(lengthscales, side):
     """Of squared exponentials on a cube."""
     return [
-        gp.gram(gp.SquaredExponential(lengthscale), points(side))
+        covariance.gram(covariance.SquaredExponential(lengthscale), points(side))
         for lengthscale in lengthscales
     ]
 
@@ -172,7 +172,7 @@ def of_sides():
 def of_gaps():
     """Points missing at random, by the missing-block method."""
     mask = np.random.default_rng(0).random((SIDE,) * 3) >= MISSING
-    kernels = tuple(gp.Matern(lengthscale) for lengthscale in LENGTHSCALES)
+    kernels = tuple(covariance.Matern(lengthscale) for lengthscale in LENGTHSCALES)
     process = gp.GridGP(kernels, (points(SIDE),) * 3, NOISE, mask)
     call, _, mib = compiled(lambda y: process.solve(y), draw(SIDE))
     _, info = call()
@@ -198,7 +198,7 @@ def of_gp_hm():
         problem = benchmark.problem()
 
         def loss(params):
-            return -gp.gp_hm_log_joint(
+            return -pde.gp_hm_log_joint(
                 params, problem, boundary_weight=benchmark.boundary_weight
             )
 
@@ -208,14 +208,14 @@ def of_gp_hm():
             updates, state = optimizer.update(slope, state)
             return (optax.apply_updates(params, updates), state), None
 
-        params: Any = gp.gp_hm_init(problem, benchmark.max_frequency)
+        params: Any = pde.gp_hm_init(problem, benchmark.max_frequency)
         return compiled(
             lambda carry: jax.lax.scan(step, carry, length=HM_STEPS)[0],
             (params, optimizer.init(params)),
         )
 
     found: dict[str, Any] = {"steps": HM_STEPS}
-    for name, benchmark in gp.BENCHMARKS.items():
+    for name, benchmark in pde.BENCHMARKS.items():
         call, _, mib = training(benchmark)
         rate = HM_STEPS / min(seconds(call) for _ in range(3))
         found[name] = {"steps_a_second": rate, "mib": mib}
@@ -231,7 +231,7 @@ def of_gp_hm():
 def of_collocation():
     """Kernels of Gaussian components, trained and solved with; errors at the end."""
     found: dict[str, Any] = {}
-    for name in gp.BENCHMARKS:
+    for name in pde.BENCHMARKS:
         hparams = collocation.HParams(problem=name)
         call, _, mib = compiled(ft.partial(collocation.run, hparams=hparams), jr.key(0))
         begun = time.perf_counter()

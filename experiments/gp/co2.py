@@ -31,8 +31,9 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import gp, lab
-from jaxlr.core import Axis, Claim, errors, Experiment
+from jaxlr import covariance, gp, lab
+from jaxlr.core import Axis, checks, Claim, Experiment
+from jaxlr.data import carbon_dioxide
 
 
 PATTERNS = ("weeks", "outages")
@@ -97,18 +98,17 @@ def held_out(pattern: str, draw: int, values: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: For an unknown `pattern`.
     """
+    checks.choice("pattern", pattern, PATTERNS)
     rng = np.random.default_rng(draw)
     known = np.isfinite(values)
     chosen = np.zeros_like(known)
     if pattern == "weeks":
         index = rng.permutation(np.flatnonzero(known))
         chosen.flat[index[: len(index) // 10]] = True
-    elif pattern == "outages":
+    else:
         for year in 1 + rng.permutation(len(values) - 2)[: len(values) // 5]:
             start = year * values.shape[1] + rng.integers(values.shape[1])
             chosen.flat[start : start + 26] = True
-    else:
-        raise ValueError(errors.unknown("pattern", pattern, PATTERNS))
     return chosen & known
 
 
@@ -134,7 +134,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """
     from scipy.stats import norm
 
-    values, times = (x[: hparams.num_years] for x in gp.carbon_dioxide())
+    values, times = (x[: hparams.num_years] for x in carbon_dioxide())
     held = held_out(hparams.pattern, hparams.draw, values)
     seen = np.isfinite(values) & ~held
     guesses, trend = _baselines(values, times, seen)
@@ -142,14 +142,14 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     def process(logs):
         at = {name: jnp.exp(x) for name, x in zip(START, logs, strict=True)}
-        years = gp.SquaredExponential(at["slow"]) + gp.Scaled(
-            at["fast_variance"], gp.Matern(at["fast"], nu=1.5)
+        years = covariance.SquaredExponential(at["slow"]) + covariance.Scaled(
+            at["fast_variance"], covariance.Matern(at["fast"], nu=1.5)
         )
-        weeks = gp.Periodic(365.25 / 7, at["roughness"]) + gp.Scaled(
-            at["week_variance"], gp.Matern(at["week"], nu=1.5)
+        weeks = covariance.Periodic(365.25 / 7, at["roughness"]) + covariance.Scaled(
+            at["week_variance"], covariance.Matern(at["week"], nu=1.5)
         )
         grid = [np.arange(float(n)) for n in values.shape]
-        kernels = [gp.Scaled(at["variance"], years), weeks]
+        kernels = [covariance.Scaled(at["variance"], years), weeks]
         return gp.GridGP(kernels, grid, at["noise"] + FLOOR, seen)
 
     def loss(logs):

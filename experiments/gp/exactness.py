@@ -29,8 +29,8 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import gp, lab
-from jaxlr.core import Claim, errors, Experiment
+from jaxlr import covariance, gp, lab
+from jaxlr.core import checks, Claim, Experiment
 
 
 SHAPES = {0: (12, 10, 8), 30: (14, 12, 10)}
@@ -66,9 +66,9 @@ class Metrics(eqx.Module):
 def _kernels(logs):
     first, second, third, alpha, variance = jnp.exp(logs)
     return (
-        gp.Scaled(variance, gp.Matern(first)),
-        gp.RationalQuadratic(second, alpha),
-        gp.Matern(third, nu=1.5),
+        covariance.Scaled(variance, covariance.Matern(first)),
+        covariance.RationalQuadratic(second, alpha),
+        covariance.Matern(third, nu=1.5),
     )
 
 
@@ -78,8 +78,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For another `percent` than those of `SHAPES`; as `GridGP` does.
     """
-    if hparams.percent not in SHAPES:
-        raise ValueError(errors.unknown("percent", hparams.percent, SHAPES))
+    checks.choice("percent", hparams.percent, SHAPES)
     shape = SHAPES[hparams.percent]
     grid = [np.linspace(0.0, 1.0, n) for n in shape]
     num = int(np.prod(shape))
@@ -89,13 +88,13 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     mask[gaps] = False
     seen = np.flatnonzero(mask)
 
-    def covariance(logs):
-        grams = map(gp.gram, _kernels(logs[:-1]), grid)
+    def dense_covariance(logs):
+        grams = map(covariance.gram, _kernels(logs[:-1]), grid)
         k = ft.reduce(jnp.kron, grams)[np.ix_(seen, seen)]
         return k + jnp.exp(logs[-1]) * jnp.eye(len(seen))
 
     def dense(logs, y):
-        low = jnp.linalg.cholesky(covariance(logs))
+        low = jnp.linalg.cholesky(dense_covariance(logs))
         white = jax.scipy.linalg.solve_triangular(low, y, lower=True)
         logs = jnp.log(2 * jnp.pi * jnp.diagonal(low) ** 2)
         return -(white @ white + jnp.sum(logs)) / 2
@@ -119,7 +118,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     def errors_at(noise):
         logs = jnp.log(jnp.array([0.2, 0.3, 0.4, 1.0, 1.0, noise]))
-        y = jnp.linalg.cholesky(covariance(logs)) @ jr.normal(key, seen.shape)
+        y = jnp.linalg.cholesky(dense_covariance(logs)) @ jr.normal(key, seen.shape)
         pairs = zip(parts(kronecker, logs, y), parts(dense, logs, y), strict=True)
         return [jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in pairs]
 

@@ -31,8 +31,8 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import gp, lab, linalg
-from jaxlr.core import Axis, Claim, errors, Experiment, Hyper
+from jaxlr import covariance, gp, lab, linalg
+from jaxlr.core import Axis, checks, Claim, Experiment, Hyper
 from jaxlr.core.loop import Status
 
 
@@ -81,17 +81,15 @@ def mask(pattern: str, percent: int, side: int) -> np.ndarray:
     """
     seen = np.ones((side,) * 3, bool)
     middle = (np.arange(side) + 0.5) / side - 0.5
-    match pattern:
+    match checks.choice("pattern", pattern, PATTERNS):
         case "scattered":
             gaps = np.random.default_rng(0).permutation(seen.size)
             seen.flat[gaps[: percent * seen.size // 100]] = False
         case "slab":
             seen[:, np.abs(middle) < percent / 200] = False
-        case "block":
+        case _:
             is_in = np.abs(middle) < (percent / 100) ** 0.5 / 2
             seen[:, is_in[:, None] & is_in] = False
-        case _:
-            raise ValueError(errors.unknown("pattern", pattern, PATTERNS))
     return seen
 
 
@@ -104,8 +102,10 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     side = hparams.side
     seen = mask(hparams.pattern, hparams.percent, side)
     axis, noise = np.linspace(0.0, 1.0, side), hparams.noise
-    kernels = [gp.Matern(x * hparams.lengthscale / 100) for x in (0.2, 0.3, 0.4)]
-    factors = [gp.gram(kernel, axis) for kernel in kernels]
+    kernels = [
+        covariance.Matern(x * hparams.lengthscale / 100) for x in (0.2, 0.3, 0.4)
+    ]
+    factors = [covariance.gram(kernel, axis) for kernel in kernels]
     smooth_key, noise_key = jr.split(key)
     y = linalg.spectral_filter(
         linalg.kron_eigh(factors), jnp.sqrt, jr.normal(smooth_key, seen.shape)

@@ -30,8 +30,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
-from jaxlr import gp, sensing
+from jaxlr import covariance, gp, sensing
 from jaxlr.core import Claim, Experiment
+from jaxlr.data import photograph
 
 
 METHODS = ("process", "linear", "nearest", "mean")
@@ -88,14 +89,14 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """One cell; the key draws the sample, pixels are the same in all.
 
     Raises:
-        ValueError: As `sensing.photograph` and `GridGP` do.
+        ValueError: As `photograph` and `GridGP` do.
     """
     from scipy.interpolate import griddata
     from scipy.stats import norm
 
     size, middle = hparams.size, (hparams.size - hparams.train_size) // 2
     with jax.ensure_compile_time_eval():
-        photo = np.asarray(sensing.photograph(hparams.photo, size))
+        photo = np.asarray(photograph(hparams.photo, size))
     seen = np.random.default_rng(0).random(photo.shape) >= 0.5
     seen[size // 4 : size // 4 + size // 8, size // 4 : size // 4 + size // 8] = False
     level = photo[seen].mean()
@@ -104,7 +105,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def process(logs, square):
         values = jax.tree.map(jnp.exp, logs)
         rows, columns = (
-            gp.Matern(x, nu=hparams.twice_nu / 2) for x in values["lengths"]
+            covariance.Matern(x, nu=hparams.twice_nu / 2) for x in values["lengths"]
         )
         return gp.GridGP(
             (values["variance"] * rows, columns),

@@ -26,7 +26,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import gp, lab, linalg
+from jaxlr import covariance, gp, lab, linalg
 from jaxlr.core import Claim, compat, Experiment, Hyper
 
 
@@ -61,12 +61,12 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         ValueError: As `GridGP` does.
     """
     axis = np.linspace(0.0, 1.0, hparams.side)
-    kernels = [gp.Matern(lengthscale) for lengthscale in LENGTHSCALES]
+    kernels = [covariance.Matern(lengthscale) for lengthscale in LENGTHSCALES]
     grid, shape = [axis] * 3, (hparams.side,) * 3
     noise = jnp.asarray(hparams.noise, float)
     keys = jr.split(key)
     with jax.ensure_compile_time_eval():
-        factors = [np.asarray(gp.gram(kernel, axis)) for kernel in kernels]
+        factors = [np.asarray(covariance.gram(kernel, axis)) for kernel in kernels]
         eig = linalg.kron_eigh(factors)
     smooth = linalg.spectral_filter(eig, jnp.sqrt, jr.normal(keys[0], shape))
     y = smooth + jnp.sqrt(noise) * jr.normal(keys[1], shape)
@@ -101,7 +101,10 @@ def _process(kernels, grid, noise, y):
 def _plain(kernels, grid, noise, y):
     """The same by eigenvalues as they come."""
     grid = [jnp.asarray(x, y.dtype) for x in grid]
-    pairs = [jnp.linalg.eigh(gp.gram(k, x)) for k, x in zip(kernels, grid, strict=True)]
+    pairs = [
+        jnp.linalg.eigh(covariance.gram(k, x))
+        for k, x in zip(kernels, grid, strict=True)
+    ]
     values, vectors = zip(*pairs, strict=True)
     eig = linalg.KronEigh(values, vectors)
     white = linalg.kron_matvec([v.T for v in vectors], y)

@@ -29,7 +29,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import gp, linalg
+from jaxlr import covariance, gp, linalg
 from jaxlr.core import Claim, Experiment, Hyper
 
 
@@ -79,11 +79,11 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     grid = [np.linspace(0.0, 1.0, hparams.num_times)]
 
     def kernel(values):
-        cycle = gp.Periodic(values["period"], values["roughness"])
-        return values["variance"] * (gp.Matern(values["lengthscale"]) * cycle)
+        cycle = covariance.Periodic(values["period"], values["roughness"])
+        return values["variance"] * (covariance.Matern(values["lengthscale"]) * cycle)
 
     truth = gp.GridGP([kernel(TRUTH)], grid, hparams.noise)
-    eig = linalg.kron_eigh([gp.gram(kernel(TRUTH), grid[0])])
+    eig = linalg.kron_eigh([covariance.gram(kernel(TRUTH), grid[0])])
     smooth = linalg.spectral_filter(eig, jnp.sqrt, jr.normal(data_key, truth.shape))
     y = smooth + hparams.noise**0.5 * jr.normal(noise_key, truth.shape)
 

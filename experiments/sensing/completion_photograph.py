@@ -37,7 +37,8 @@ from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
 from jaxlr import lab, sensing
-from jaxlr.core import Claim, errors, Experiment, loop, Solver
+from jaxlr.core import checks, Claim, Experiment, loop, Solver
+from jaxlr.data import photograph
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
 
@@ -93,12 +94,11 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `algorithm`; as `photograph` and the solvers do.
     """
-    if hparams.algorithm not in ALGORITHMS:
-        raise ValueError(errors.unknown("algorithm", hparams.algorithm, ALGORITHMS))
+    checks.choice("algorithm", hparams.algorithm, ALGORITHMS)
     shape = (hparams.size, hparams.size)
     num_seen = hparams.percent * hparams.size**2 // 100
     pixel_key, solve_key = jr.split(key)
-    photo = sensing.photograph(hparams.photo, hparams.size)
+    photo = photograph(hparams.photo, hparams.size)
     seen = sensing.entry_sampling(pixel_key, shape, num_seen)
     # Entries come in order: every tenth spreads the held-out ones over the image.
     is_held = np.arange(num_seen) % 10 == 9

@@ -41,7 +41,7 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from jaxlr import lab, sensing
-from jaxlr.core import Axis, Claim, errors, Experiment, Hyper, loop
+from jaxlr.core import Axis, checks, Claim, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
 
@@ -95,9 +95,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `method` or `form`, or as the solvers do.
     """
-    for name, valid in (("method", METHODS), ("form", FORMS)):
-        if getattr(hparams, name) not in valid:
-            raise ValueError(errors.unknown(name, getattr(hparams, name), valid))
+    checks.choice("method", hparams.method, METHODS)
+    checks.choice("form", hparams.form, FORMS)
     n, rank, is_symmetric = hparams.n, hparams.rank, hparams.form == "symmetric"
     truth_key, operator_key, noise_key, solve_key = jr.split(key, 4)
     truth = sensing.low_rank(

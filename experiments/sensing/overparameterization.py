@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from jaxlr import lab, sensing
-from jaxlr.core import Axis, Claim, errors, Experiment, Hyper, loop
+from jaxlr.core import Axis, checks, Claim, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
 
@@ -103,9 +103,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `method` or `measurements`, or as the solvers do.
     """
-    for name, valid in (("method", METHODS), ("measurements", MEASUREMENTS)):
-        if getattr(hparams, name) not in valid:
-            raise ValueError(errors.unknown(name, getattr(hparams, name), valid))
+    checks.choice("method", hparams.method, METHODS)
+    checks.choice("measurements", hparams.measurements, MEASUREMENTS)
     n, rank, num_steps = hparams.n, hparams.rank, hparams.num_steps
     is_symmetric = hparams.method == "symmetric"
     truth_key, operator_key, solve_key = jr.split(key, 3)

@@ -35,7 +35,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import lab, sensing
-from jaxlr.core import Axis, Claim, errors, Experiment, Hyper, loop
+from jaxlr.core import Axis, checks, Claim, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
 
@@ -129,9 +129,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `ensemble` or `method`, or as the solvers do.
     """
-    for name, valid in (("ensemble", ENSEMBLES), ("method", METHODS)):
-        if getattr(hparams, name) not in valid:
-            raise ValueError(errors.unknown(name, getattr(hparams, name), valid))
+    checks.choice("ensemble", hparams.ensemble, ENSEMBLES)
+    checks.choice("method", hparams.method, METHODS)
     shape, most = (hparams.n, hparams.n), hparams.max_rank
     truth_key, operator_key, solve_key = jr.split(key, 3)
     draw = getattr(sensing, hparams.ensemble)

@@ -36,7 +36,8 @@ from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
 from jaxlr import lab, sensing
-from jaxlr.core import Claim, errors, Experiment, Hyper, loop, Solver
+from jaxlr.core import checks, Claim, Experiment, Hyper, loop, Solver
+from jaxlr.data import photograph
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
 
@@ -102,12 +103,9 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         ValueError: For unknown `measurements` or `photo`, or a `size` that is not a
             multiple of the block's.
     """
-    if hparams.measurements not in MEASUREMENTS:
-        raise ValueError(
-            errors.unknown("measurements", hparams.measurements, MEASUREMENTS)
-        )
+    checks.choice("measurements", hparams.measurements, MEASUREMENTS)
     operator_key, solve_key = jr.split(key)
-    photo = sensing.photograph(hparams.photo, hparams.size)
+    photo = photograph(hparams.photo, hparams.size)
     is_pixels = hparams.measurements == "pixels"
     side = hparams.size if is_pixels else BLOCK
     if hparams.size % side:

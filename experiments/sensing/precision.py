@@ -36,7 +36,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import lab, sensing
-from jaxlr.core import Claim, errors, Experiment, Hyper, loop
+from jaxlr.core import checks, Claim, Experiment, Hyper, loop
 from jaxlr.sensing import theory
 
 
@@ -115,9 +115,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `ensemble` or `precision`, or as the solver does.
     """
-    for name, valid in (("ensemble", ENSEMBLES), ("precision", PRECISIONS)):
-        if getattr(hparams, name) not in valid:
-            raise ValueError(errors.unknown(name, getattr(hparams, name), valid))
+    checks.choice("ensemble", hparams.ensemble, ENSEMBLES)
+    checks.choice("precision", hparams.precision, PRECISIONS)
     shape, m = (hparams.n, hparams.n), hparams.num_measurements
     truth_key, operator_key, solve_key = jr.split(key, 3)
     draw = getattr(sensing, hparams.ensemble)

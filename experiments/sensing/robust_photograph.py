@@ -38,6 +38,7 @@ import numpy as np
 
 from jaxlr import sensing
 from jaxlr.core import Claim, Experiment, Hyper, loop, Solver
+from jaxlr.data import photograph
 from jaxlr.kernels import loss_value
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
@@ -102,7 +103,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     shape = (hparams.size, hparams.size)
     num_seen = hparams.percent * hparams.size**2 // 100
     pixel_key, hit_key, color_key, solve_key = jr.split(key, 4)
-    photo = sensing.photograph(hparams.photo, hparams.size)
+    photo = photograph(hparams.photo, hparams.size)
     seen = sensing.entry_sampling(pixel_key, shape, num_seen)
     is_hit = jr.uniform(hit_key, (num_seen,)) < hparams.outlier_share
     wrong = jr.bernoulli(color_key, shape=(num_seen,)).astype(photo.dtype)

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import lab, linalg, sharpness
-from jaxlr.core import Claim, errors, Experiment, Hyper
+from jaxlr.core import checks, Claim, Experiment, Hyper
 from jaxlr.sharpness import theory
 
 
@@ -92,8 +92,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `problem`, or as the transform does.
     """
-    if hparams.problem not in PROBLEMS:
-        raise ValueError(errors.unknown("problem", hparams.problem, PROBLEMS))
+    checks.choice("problem", hparams.problem, PROBLEMS)
     problem_key, noise_key = jr.split(key)
     x, truth, modes, sigma = _problem(problem_key, hparams.problem)
     num, size = x.shape
@@ -104,7 +103,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def loss(w, y):
         return jnp.sum((linalg.matmul(x, w) - y) ** 2) / (2 * num)
 
-    gradient = jax.vmap(sharpness.sam_value_and_grad(loss, rho, normalize=False))
+    gradient = jax.vmap(sharpness.sam_value_and_grad(loss, rho, is_normalized=False))
 
     def step(w, _):
         risk = jnp.mean((linalg.matmul(w, x.T) - truth) ** 2)

@@ -95,7 +95,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         sharpness.sam_value_and_grad(
             loss,
             hparams.rho,
-            normalize=False,
+            is_normalized=False,
             num_shards=hparams.num_shards,
             backend="vmap",
         ),

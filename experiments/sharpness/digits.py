@@ -35,6 +35,7 @@ import optax
 
 from jaxlr import lab, sharpness
 from jaxlr.core import Axis, Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr.data import digits
 
 
 class HParams(eqx.Module):
@@ -86,7 +87,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     num, size = hparams.num_train, hparams.batch_size
     if not 1 <= size <= num:
         raise ValueError(f"`batch_size` must be in 1..{num}, got {size}.")
-    data = sharpness.digits(data_key, num_train=num, label_noise=hparams.label_noise)
+    data = digits(data_key, num_train=num, label_noise=hparams.label_noise)
     num_steps = hparams.num_epochs * (num // size)
 
     def batch(step):

@@ -29,6 +29,7 @@ import optax
 
 from jaxlr import lab, sharpness
 from jaxlr.core import Axis, Claim, Experiment, Hyper, loop, train
+from jaxlr.data import digits
 
 
 EVERY = 50
@@ -73,7 +74,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
             f"`num_steps` must be a multiple of {EVERY}, got {hparams.num_steps}."
         )
     data_key, start_key, solve_key, lanczos_key = jr.split(key, 4)
-    data = sharpness.digits(data_key, num_train=hparams.num_train, label_noise=0.0)
+    data = digits(data_key, num_train=hparams.num_train, label_noise=0.0)
     x = data.x - jnp.mean(data.x, axis=0)
     target = jax.nn.one_hot(data.labels, 10)
 
@@ -85,7 +86,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         return jax.tree.map(lambda w: hparams.scale * w, model)
 
     solver = train(
-        sharpness.sam_value_and_grad(loss, hparams.rho, normalize=False),
+        sharpness.sam_value_and_grad(loss, hparams.rho, is_normalized=False),
         optax.sgd(hparams.eta),
         model_of,
     )

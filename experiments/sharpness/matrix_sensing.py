@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 from jaxlr import lab, sensing, sharpness
-from jaxlr.core import Claim, errors, Experiment, Hyper, loop, train
+from jaxlr.core import checks, Claim, Experiment, Hyper, loop, train
 
 
 METHODS = ("gd", "sam", "unnormalized")
@@ -89,8 +89,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     Raises:
         ValueError: For an unknown `method`, or as the operator does.
     """
-    if hparams.method not in METHODS:
-        raise ValueError(errors.unknown("method", hparams.method, METHODS))
+    checks.choice("method", hparams.method, METHODS)
     shape, eta = (hparams.n, hparams.n), hparams.eta
     rho = jnp.zeros(()) if hparams.method == "gd" else jnp.asarray(hparams.rho)
     truth_key, operator_key, solve_key, lanczos_key = jr.split(key, 4)
@@ -109,7 +108,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         return f, g
 
     gradient = sharpness.sam_value_and_grad(
-        loss, rho, normalize=hparams.method == "sam"
+        loss, rho, is_normalized=hparams.method == "sam"
     )
     solver = train(gradient, optax.sgd(eta), start)
 

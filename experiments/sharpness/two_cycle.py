@@ -31,7 +31,7 @@ from jaxlr.core import Claim, Experiment, Hyper, loop, train
 class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
-    normalize: bool = eqx.field(static=True, default=True)
+    is_normalized: bool = eqx.field(static=True, default=True)
     """Whether the perturbation is normalized."""
     rho: Hyper = 0.1
     """Radius of the perturbation [w]; per gradient, if not normalized [1/lambda_1]."""
@@ -74,7 +74,9 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         return jnp.vdot(w, linalg.matmul(hessian, w)) / 2
 
     solver = train(
-        sharpness.sam_value_and_grad(loss, hparams.rho, normalize=hparams.normalize),
+        sharpness.sam_value_and_grad(
+            loss, hparams.rho, is_normalized=hparams.is_normalized
+        ),
         optax.sgd(hparams.eta),
         lambda key: jr.normal(key, (size,)),
     )
@@ -99,8 +101,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
 def claims(results) -> list[Claim]:
     """Normalized: the cycle. Unnormalized: the minimum."""
-    cycle = lab.select(results, normalize=True)
-    plain = lab.select(results, normalize=False)
+    cycle = lab.select(results, is_normalized=True)
+    plain = lab.select(results, is_normalized=False)
     return [
         Claim(
             "normalized: ||w|| / radius of the cycle is 1",
@@ -130,7 +132,7 @@ def figure(results):
         for eta, color in zip(results["eta"].values, _COLORS, strict=False):
             cell = results.sel(rho=rho, eta=eta)
             style = {"color": color}
-            cycle, plain = (cell.sel(normalize=is_on) for is_on in (True, False))
+            cycle, plain = (cell.sel(is_normalized=is_on) for is_on in (True, False))
             lab.draw_seeds(axis, cycle["norm"], label=f"{eta:g}", **style)
             lab.draw_seeds(axis, plain["norm"], ls=":", **style)
             axis.axhline(cycle["radius"].values.flat[0], ls="--", lw=1, **style)
@@ -149,7 +151,7 @@ _COLORS = ("#0072B2", "#009E73", "#D55E00")
 EXPERIMENT = Experiment(
     run=run,
     hparams=HParams(),
-    axes={"normalize": (True, False), "rho": (0.03, 0.3), "eta": (0.25, 0.5, 1.0)},
+    axes={"is_normalized": (True, False), "rho": (0.03, 0.3), "eta": (0.25, 0.5, 1.0)},
     num_seeds=5,
     x64=True,
     smoke={"num_seeds": 2, "hparams": HParams(num_steps=1500)},

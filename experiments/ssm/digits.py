@@ -31,6 +31,7 @@ import optax
 
 from jaxlr import lab, ssm
 from jaxlr.core import Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr.data import sequential_digits
 
 
 class HParams(eqx.Module):
@@ -81,7 +82,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         ValueError: For an unknown `start` or a `batch_size` that does not fit.
     """
     order_key, solve_key = jr.split(key)
-    data = ssm.sequential_digits()
+    data = sequential_digits()
     x, labels, test_x, test_labels = map(jnp.asarray, data)
     per_epoch = len(x) // hparams.batch_size
     num_steps = hparams.num_epochs * per_epoch

@@ -57,14 +57,20 @@ import optax
 
 from jaxlr import lab, ssm
 from jaxlr.core import (
+    checks,
     Claim,
     epoch_batch,
-    errors,
     Experiment,
     Hyper,
     loop,
     Solver,
     train,
+)
+from jaxlr.data import (
+    listops,
+    LISTOPS_VOCABULARY,
+    ListOpsSplits,
+    root_operator_accuracy,
 )
 
 
@@ -143,9 +149,9 @@ class Metrics(eqx.Module):
 
 
 @ft.cache  # a sweep traces more than once
-def _data(name: str, directory: str) -> ssm.ListOpsSplits:
+def _data(name: str, directory: str) -> ListOpsSplits:
     scale = SCALES[name]
-    return ssm.listops(
+    return listops(
         directory or None,
         min_length=scale.lengths[0],
         max_length=scale.lengths[1],
@@ -158,27 +164,23 @@ def _data(name: str, directory: str) -> ssm.ListOpsSplits:
 
 
 def _scale(hparams: HParams) -> Scale:
-    if hparams.scale not in SCALES:
-        raise ValueError(errors.unknown("scale", hparams.scale, SCALES))
-    return SCALES[hparams.scale]
+    return SCALES[checks.choice("scale", hparams.scale, SCALES)]
 
 
 def _layer(key, hparams):
     scale = _scale(hparams)
-    if hparams.layer == "s4d":
+    if checks.choice("layer", hparams.layer, ("s4d", "s5ptd")) == "s4d":
         return ssm.S4D(key, scale.num_features, scale.s4d_states)
-    if hparams.layer == "s5ptd":
-        return ssm.S5PTD(
-            key, scale.num_features, scale.s5_states, num_blocks=scale.s5_blocks
-        )
-    raise ValueError(errors.unknown("layer", hparams.layer, ("s4d", "s5ptd")))
+    return ssm.S5PTD(
+        key, scale.num_features, scale.s5_states, num_blocks=scale.s5_blocks
+    )
 
 
 def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
     """A step is a round of updates.
 
     Raises:
-        ValueError: For an unknown `scale` or `layer`; as `ssm.listops`.
+        ValueError: For an unknown `scale` or `layer`; as `listops`.
     """
     scale = _scale(hparams)
     data = _data(hparams.scale, hparams.data_directory)
@@ -209,7 +211,7 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
             lambda key: _layer(key, hparams),
             scale.num_features,
             10,
-            num_tokens=len(ssm.LISTOPS_VOCABULARY),
+            num_tokens=len(LISTOPS_VOCABULARY),
             num_layers=scale.num_layers,
             is_bidirectional=True,
         ),
@@ -227,9 +229,9 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
         found = jax.lax.map(one, tuple(held_out), batch_size=scale.batch_size)
         return jnp.split(found, [scale.num_samples[1]])
 
-    roots = np.asarray(ssm.LISTOPS_VOCABULARY)[data.test.tokens[:, 0]]
+    roots = np.asarray(LISTOPS_VOCABULARY)[data.test.tokens[:, 0]]
     has_root = jnp.asarray(roots == np.asarray(ROOTS)[:, None])
-    rule_accuracy = ssm.root_operator_accuracy(data.train, data.test)
+    rule_accuracy = root_operator_accuracy(data.train, data.test)
 
     def step(key, state):
         valid, test = is_right(state.params)

@@ -45,6 +45,7 @@ import optax
 
 from jaxlr import lab, sharpness, ssm
 from jaxlr.core import Axis, Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr.data import sequential_digits
 
 
 class HParams(eqx.Module):
@@ -105,7 +106,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         ValueError: For a `batch_size` that does not fit, or as the transform does.
     """
     where_key, label_key, order_key, solve_key, lanczos_key = jr.split(key, 5)
-    x, right, test_x, test_labels = map(jnp.asarray, ssm.sequential_digits())
+    x, right, test_x, test_labels = map(jnp.asarray, sequential_digits())
     is_redrawn = jr.uniform(where_key, right.shape) < hparams.label_noise
     redrawn = jr.randint(label_key, right.shape, 0, 10, right.dtype)
     labels = jnp.where(is_redrawn, redrawn, right)

@@ -40,6 +40,7 @@ import optax
 
 from jaxlr import lab, ssm
 from jaxlr.core import Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr.data import fourier_noise, sequential_digits
 
 
 AMPLITUDES = (0.1, 0.2, 0.4)
@@ -99,7 +100,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     if hparams.start not in layers:
         raise ValueError(f"`start` must be 's4d' or 'ptd', got {hparams.start!r}.")
     order_key, solve_key = jr.split(key)
-    x, labels, test_x, test_labels = map(jnp.asarray, ssm.sequential_digits())
+    x, labels, test_x, test_labels = map(jnp.asarray, sequential_digits())
     num_steps = hparams.num_epochs * (len(x) // hparams.batch_size)
 
     def loss(model, x, labels):
@@ -148,7 +149,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     frequencies = jnp.asarray(np.concatenate([at, (at[1:] + at[:-1]) / 2]))
 
     def accuracy(noise):
-        noisy = ssm.fourier_noise(test_x, noise[0], noise[1])
+        noisy = fourier_noise(test_x, noise[0], noise[1])
         return jnp.mean(jnp.argmax(jax.vmap(model)(noisy), axis=1) == test_labels)
 
     amplitudes, grid = jnp.meshgrid(jnp.asarray(AMPLITUDES), frequencies, indexing="ij")

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Num
 import numpy as np
 
 from jaxlr.core import compat
+from jaxlr.covariance import gram, Kernel
 from jaxlr.gp.coregionalization import Coregionalization
-from jaxlr.gp.kernel import gram, Kernel
 
 
 def on_host(fun: Callable[..., Any], *args: Any) -> Any:

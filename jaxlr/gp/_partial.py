@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlr.core.batching import one_by_one
 from jaxlr.core.loop import Status
 from jaxlr.linalg import (
     cg_steps,
     judge,
     kron_matvec,
     KronEigh,
-    one_by_one,
     outer_product,
     refine,
 )

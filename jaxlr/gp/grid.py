@@ -16,12 +16,12 @@ import numpy as np
 
 from jaxlr.core.derivatives import refuse
 from jaxlr.core.loop import Status
+from jaxlr.covariance import Kernel
 from jaxlr.gp import _partial
 from jaxlr.gp._evidence import Evidence, evidence
 from jaxlr.gp._host import covariance, known, on_host
 from jaxlr.gp._partial import GridInfo, Settings, System
 from jaxlr.gp.coregionalization import Coregionalization
-from jaxlr.gp.kernel import Kernel
 from jaxlr.gp.posterior import Posterior
 from jaxlr.linalg import kron_eigh, outer_product
 

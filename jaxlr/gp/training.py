@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, PyTree
 import optax
 
 from jaxlr.core import loop
+from jaxlr.core.batching import one_by_one
 from jaxlr.core.optimizer import from_optax
-from jaxlr.linalg import one_by_one
 
 
 class Fitted(NamedTuple):

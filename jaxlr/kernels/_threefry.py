@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jaxlr.kernels.rows import TILE
+from jaxlr.kernels._rows import TILE
 
 
 def normals(keys: Any, start: Any, num_columns: int, size: int) -> Float[Array, "b c"]:

@@ -29,9 +29,8 @@ from jaxlr.kernels._common import (
     VMEM_MOST,
     VMEM_SPARE,
 )
-from jaxlr.kernels._threefry import normals
-from jaxlr.kernels.loss import check_loss, Loss, loss_slope
-from jaxlr.kernels.rows import (
+from jaxlr.kernels._loss import check_loss, Loss, loss_slope
+from jaxlr.kernels._rows import (
     block_dot,
     block_transpose_dot,
     check_vector,
@@ -42,6 +41,7 @@ from jaxlr.kernels.rows import (
     StoredRows,
     TILE,
 )
+from jaxlr.kernels._threefry import normals
 
 
 _CHUNK = 1024  # Columns at once: by arithmetic, 8 registers for a tile of 8 rows.

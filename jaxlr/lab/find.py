@@ -2,6 +2,8 @@
 
 Shipped experiments lie in `jaxlr/experiments` (a wheel) or `experiments/` beside
 `jaxlr/` (a checkout); `<family>/<question>.py` is called `<family>.<question>` there.
+What several of them share lies in `common/`, and is imported relatively: a file is
+loaded as part of its package, whichever way it is found.
 """
 
 import ast
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_SHARED = "common"  # a folder of helpers, not a family
 
 
 def names() -> dict[str, Path]:
@@ -34,7 +37,9 @@ def names() -> dict[str, Path]:
     return {
         ".".join(parts.parts): path
         for path, parts in sorted(files.items())
-        if not any(part.startswith("_") for part in parts.parts) and _exports(path)
+        if parts.parts[0] != _SHARED
+        and not any(part.startswith("_") for part in parts.parts)
+        and _exports(path)
     }
 
 
@@ -52,7 +57,8 @@ def find(name_or_path: str | os.PathLike[str]) -> "Experiment":
 
     What ends in `.py` or contains a separator is a path. A user's file is loaded
     anew, under a module name of its own, with its directory first on `sys.path`: it
-    may import files beside it, as under `python file.py`.
+    may import files beside it, as under `python file.py`. Where `__init__.py` files
+    make its directories a package, it may import relatively too.
 
     Raises:
         ValueError: On an unknown name, a missing file, or a file whose import fails
@@ -62,12 +68,13 @@ def find(name_or_path: str | os.PathLike[str]) -> "Experiment":
     shipped = names()
     if not (text.endswith(".py") or "/" in text or os.sep in text):
         if text not in shipped:
-            from jaxlr.core import errors
+            from jaxlr.core import checks
 
-            raise ValueError(
-                f"{errors.unknown('experiment', text, shipped)} A file of your own is "
-                "given by its path."
-            )
+            try:
+                checks.choice("experiment", text, shipped)
+            except ValueError as e:
+                hint = "A file of your own is given by its path."
+                raise ValueError(f"{e} {hint}") from None
         return _experiment(text, shipped[text], is_shipped=True)
     path = Path(text).expanduser().resolve()
     if not path.is_file():
@@ -167,9 +174,13 @@ def _imported(name: str, path: Path) -> ModuleType | None:
 
 
 def _own_name(path: Path) -> str:
-    """A module name that no other file has."""
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    return f"jaxlr_file_{path.stem}_{digest}"
+    """A module name that no other file has: in its package, where it has one."""
+    parts, folder = [path.stem.replace(".", "_")], path.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    digest = hashlib.sha256(str(folder / parts[0]).encode()).hexdigest()[:8]
+    return ".".join([f"jaxlr_file_{parts[0]}_{digest}", *parts[1:]])
 
 
 def _execute(name: str, path: Path) -> ModuleType:
@@ -177,7 +188,26 @@ def _execute(name: str, path: Path) -> ModuleType:
     if folder not in sys.path:
         # For good: figures and claims may import a sibling when they are called.
         sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(name, path)
+    _execute_package(name.rpartition(".")[0], path.parent)
+    return _execute_file(name, path)
+
+
+def _execute_package(name: str, folder: Path) -> None:
+    """Have the package of that folder, and those around it, for relative imports."""
+    init = folder / "__init__.py"
+    if not name or name in sys.modules or not init.is_file():
+        return
+    _execute_package(name.rpartition(".")[0], folder.parent)
+    _execute_file(name, init, [str(folder)])
+
+
+def _execute_file(
+    name: str, path: Path, folders: list[str] | None = None
+) -> ModuleType:
+    """Run the file as a module, of a package if `folders` say where its files lie."""
+    spec = importlib.util.spec_from_file_location(
+        name, path, submodule_search_locations=folders
+    )
     if spec is None or spec.loader is None:
         raise ImportError("its name does not end in .py")
     module = importlib.util.module_from_spec(spec)

@@ -19,9 +19,9 @@ import jax.random as jr
 from jaxtyping import PyTree
 import numpy as np
 
-from jaxlr.core import compat, docs, loop, tree
+from jaxlr.core import compat, loop, tree
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid
+from jaxlr.lab import docs, grid
 
 
 LANE = "_lane"  # a traced input that every group has, so that `vmap` has a size

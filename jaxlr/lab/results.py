@@ -8,9 +8,8 @@ from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from jaxlr.core import docs
 from jaxlr.core.types import Claim, Experiment
-from jaxlr.lab import grid, store
+from jaxlr.lab import docs, grid, store
 from jaxlr.lab.lane import Metric, storage_dtype
 
 

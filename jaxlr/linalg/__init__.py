@@ -2,7 +2,6 @@
 
 from jaxlr.linalg.dense import (
     matmul as matmul,
-    one_by_one as one_by_one,
     product_svd as product_svd,
     random_orthonormal as random_orthonormal,
     total as total,

@@ -3,10 +3,6 @@
 Letters: p, q rows of two factors, k their columns; n rows, k columns of a basis.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -41,31 +37,6 @@ def total(x: Inexact[Array, "..."]) -> Inexact[Array, ""]:
         pairs = x[:half] + x[half : 2 * half]
         x = jax.lax.optimization_barrier(jnp.concatenate([pairs, x[2 * half :]]))
     return jnp.sum(x)
-
-
-def one_by_one(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, which on a CPU `vmap` calls for one lane after the other.
-
-    For decompositions: batches of them hold threads while they wait for others, so that
-    two batches at once may wait for each other for ever (jaxlib 0.10, two cores). And
-    for loops, of which all lanes would take as many steps as the longest.
-
-    Args:
-        fn: Of pytrees of arrays; may close over others.
-    """
-
-    def call(*args):
-        closed, static = eqx.partition(
-            eqx.filter_closure_convert(fn, *args), eqx.is_array
-        )
-
-        def run(closed, *args):
-            return eqx.combine(closed, static)(*args)
-
-        serial = jax.custom_batching.sequential_vmap(run)
-        return jax.lax.platform_dependent(closed, *args, cpu=serial, default=run)
-
-    return call
 
 
 def product_svd(

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact, Real
 import numpy as np
 
+from jaxlr.core.batching import one_by_one
 from jaxlr.core.derivatives import refuse
 from jaxlr.kernels.mode_product import mode_product as mode_product
-from jaxlr.linalg.dense import matmul, one_by_one, total
+from jaxlr.linalg.dense import matmul, total
 
 
 Factors: TypeAlias = Sequence[Real[ArrayLike, "_ _"]]

@@ -29,7 +29,6 @@ from jaxlr.sensing.problem import (
     best_rank as best_rank,
     low_rank as low_rank,
     measure as measure,
-    photograph as photograph,
     psnr as psnr,
     quantize as quantize,
     Quantizer as Quantizer,

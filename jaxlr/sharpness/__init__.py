@@ -20,10 +20,6 @@ from jaxlr.sharpness.model import (
     MLP as MLP,
 )
 from jaxlr.sharpness.optimizer import as_optax as as_optax, AsOptaxState as AsOptaxState
-from jaxlr.sharpness.problem import (
-    Classification as Classification,
-    digits as digits,
-)
 from jaxlr.sharpness.sam import (
     Backend as Backend,
     sam_value_and_grad as sam_value_and_grad,

@@ -4,21 +4,21 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Inexact, PyTree
 
-from jaxlr.core import compat, Hyper
+from jaxlr.core import checks, compat, Hyper
 
 
 def check_rho(rho: Hyper) -> None:
-    """Refuse a known rho that cannot be a radius.
+    """Refuse a rho that cannot be a radius.
 
     Raises:
-        ValueError: Unless rho is traced, or a number of at least 0.
+        ValueError: For an array, and a known number that is below 0 or not finite.
     """
-    if not isinstance(rho, Tracer) and not (jnp.ndim(rho) == 0 and float(rho) >= 0):
-        raise ValueError(f"`rho` must be a number >= 0, got {rho!r}.")
+    if jnp.ndim(rho):
+        raise ValueError(f"`rho` must be a number, got shape {jnp.shape(rho)}.")
+    checks.positive("rho", rho, or_zero=True)
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
@@ -32,9 +32,9 @@ def norm_of(leaves: Iterable[Inexact[Array, "..."]]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.asarray(sum(squares), None if squares else jnp.float32))
 
 
-def scale_of(rho: Hyper, norm: Float[Array, "*s"], *, normalize: bool) -> Any:
+def scale_of(rho: Hyper, norm: Float[Array, "*s"], *, is_normalized: bool) -> Any:
     """What to multiply the gradient by."""
-    return rho / (norm + 1e-12) if normalize else rho
+    return rho / (norm + 1e-12) if is_normalized else rho
 
 
 def scaled(scale: Hyper, x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
@@ -53,8 +53,8 @@ def perturb(
     grads: PyTree,
     rho: Hyper,
     *,
-    normalize: bool,
-    adaptive: bool,
+    is_normalized: bool,
+    is_adaptive: bool,
     chosen: PyTree,
 ) -> tuple[PyTree, Float[Array, ""]]:
     """`(w + e, ||g||)`; leaves that are None in `chosen` keep e = 0, outside of ||g||.
@@ -71,12 +71,12 @@ def perturb(
 
     steps = pick(grads)
     norm = size = norm_of(steps)
-    if adaptive:
+    if is_adaptive:
         sizes = [jnp.abs(w) for w in pick(params)]
         steps = [w * g for w, g in zip(sizes, steps, strict=True)]
         size = norm_of(steps)
         steps = [w * g for w, g in zip(sizes, steps, strict=True)]
-    scale = scale_of(rho, size, normalize=normalize)
+    scale = scale_of(rho, size, is_normalized=is_normalized)
     # The gradient of a complex parameter is the conjugate of the way uphill.
     ups = iter([jnp.conj(scaled(scale, g)) for g in steps])
     moved = [

@@ -39,12 +39,12 @@ def dense(
     cast nor transposed, or not depend on it at all.
 
     Args:
-        x: Inputs, rows in the last axis.
-        weight: W.
-        bias: Added to every row.
+        x: Inputs of the layer; its rows, of k features, lie along the last axis.
+        weight: The matrix W that multiplies every row from the right.
+        bias: What is added to every row of the product; None for nothing.
 
     Returns:
-        The outputs; 2 k n flops a row.
+        Outputs of the layer, n a row; 2 k n flops a row.
 
     Raises:
         ValueError: Unless `weight` is a matrix with as many rows as x has columns.
@@ -75,7 +75,7 @@ def ghost(
     cut: Sequence[Array],
     rho: Hyper,
     *,
-    normalize: bool,
+    is_normalized: bool,
     chosen: PyTree,
 ) -> tuple[PyTree, ...]:
     """Value, gradient, auxiliary output, and (first norms, perturbed values).
@@ -87,7 +87,7 @@ def ghost(
     size = sum(call.size for call in program.calls.values()) * num_shards
 
     def together(cut):
-        return _together(program, params, cut, rho, normalize, chosen)
+        return _together(program, params, cut, rho, is_normalized, chosen)
 
     if num_shards % 2 or size <= sum(w.size for w in jax.tree.leaves(params)):
         return together(cut)
@@ -98,7 +98,7 @@ def ghost(
     return value, grads, *rest
 
 
-def _together(program, params, cut, rho, normalize, chosen):
+def _together(program, params, cut, rho, is_normalized, chosen):
     leaves, treedef = jax.tree.flatten(params)
     is_chosen = [c is not None for c in treedef.flatten_up_to(chosen)]
     calls = program.calls.values()
@@ -135,7 +135,8 @@ def _together(program, params, cut, rho, normalize, chosen):
         squares.append(square)
     total = sum(squares, jnp.zeros(value.shape, jnp.float32))
     norm = jnp.sqrt(jnp.maximum(total, 0))  # rounding can make a sum of grams negative
-    scale = jnp.broadcast_to(scale_of(rho, norm, normalize=normalize), norm.shape)
+    scale = scale_of(rho, norm, is_normalized=is_normalized)
+    scale = jnp.broadcast_to(scale, norm.shape)
     factors = {
         i: (*first, jax.vmap(scaled)(scale, last).astype(last.dtype))
         for i, (*first, last) in factors.items()

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key, PyTree
 import numpy as np
 
 from jaxlr import linalg
-from jaxlr.core import Hyper
+from jaxlr.core import checks, Hyper
 from jaxlr.sharpness._common import check_rho
 
 
@@ -32,8 +32,8 @@ class LargestEigenvalue(NamedTuple):
     """What `lambda_max` returns.
 
     Attributes:
-        value: [L/w^2], never above the largest eigenvalue but for rounding errors.
-        residual: Some eigenvalue is within this of the value [L/w^2].
+        value: Ritz value [L/w^2], never above the largest eigenvalue but for rounding.
+        residual: Distance within which some eigenvalue is of the value [L/w^2].
     """
 
     value: Float[Array, ""]
@@ -57,8 +57,8 @@ class SpectralDensity(NamedTuple):
     """What `spectral_density` returns: p probes, k nodes each, q points of the grid.
 
     Attributes:
-        nodes: Ritz values [L/w^2].
-        weights: Of a probe's nodes [1], with sum 1.
+        nodes: Ritz values of every probe [L/w^2].
+        weights: Share of the density at every node [1]; those of a probe have sum 1.
         grid: Evenly spaced eigenvalues [L/w^2].
         density: Gaussians around the nodes, averaged over probes, at the grid's points
             [w^2/L]; its integral is 1.
@@ -76,11 +76,11 @@ def hvp(
     """H v, the Hessian times a vector: forward over reverse.
 
     Args:
-        fun: `fun(params, *args) -> L`.
-        params: Where the Hessian is taken.
-        vector: v, a pytree like `params`; leaves that are no floating-point arrays do
-            not count.
-        *args: Passed on to `fun`.
+        fun: The loss, `fun(params, *args) -> L`.
+        params: Parameters at which the Hessian is taken.
+        vector: The vector v, a pytree like `params`; leaves that are no floating-point
+            arrays do not count.
+        *args: Further arguments of `fun`, such as a batch.
 
     Returns:
         H v, like `params`, None for leaves that are no floating-point arrays. About
@@ -115,11 +115,11 @@ def lambda_max(
     """The largest eigenvalue of the Hessian (not in magnitude), by Lanczos.
 
     Args:
-        key: Draws the start.
-        fun: `fun(params, *args) -> L`.
-        params: Where the Hessian is taken.
-        *args: Passed on to `fun`.
-        num_steps: k, Hessian-vector products; no more than d are made. Static.
+        key: Random key that the start of the Lanczos process is drawn from.
+        fun: The loss, `fun(params, *args) -> L`.
+        params: Parameters at which the Hessian is taken.
+        *args: Further arguments of `fun`, such as a batch.
+        num_steps: Number k of Hessian-vector products; no more than d are made. Static.
 
     Returns:
         The value and a bound on its error. Costs k products and 8 d k^2 flops, d k
@@ -131,7 +131,8 @@ def lambda_max(
     """
     loss, w = _flatten(fun, params, args)
     start = jr.normal(key, w.shape, w.dtype)
-    found = linalg.lanczos(_matvec(loss, w), start, min(num_steps, w.size))
+    num_steps = min(checks.count("num_steps", num_steps), w.size)
+    found = linalg.lanczos(_matvec(loss, w), start, num_steps)
     values, _, residuals = linalg.ritz(found)
     return LargestEigenvalue(values[-1], residuals[-1])
 
@@ -147,12 +148,13 @@ def hessian_trace(
     """The trace of the Hessian, by Hutchinson's estimator.
 
     Args:
-        key: Draws the probes.
-        fun: `fun(params, *args) -> L`.
-        params: Where the Hessian is taken.
-        *args: Passed on to `fun`.
-        num_samples: Hessian-vector products, at least 2. Static.
-        batch_size: Products at once, by `vmap`: memory against time. Static.
+        key: Random key that the probes are drawn from.
+        fun: The loss, `fun(params, *args) -> L`.
+        params: Parameters at which the Hessian is taken.
+        *args: Further arguments of `fun`, such as a batch.
+        num_samples: Number of probes, a Hessian-vector product each; at least 2.
+            Static.
+        batch_size: Number of probes at once, by `vmap`: memory against time. Static.
 
     Returns:
         The estimate and its standard error [L/w^2].
@@ -187,14 +189,14 @@ def m_sharpness(
     g_j / ||g_j||. The largest loss on the way counts, that at w included.
 
     Args:
-        fun: `fun(params, *batch) -> L`, a mean over examples.
-        params: w.
+        fun: The loss, `fun(params, *batch) -> L`, a mean over examples.
+        params: Parameters w at the center of the ball.
         *batch: Arrays, or pytrees of them, with the examples along the first axis; the
             shards are consecutive blocks of it.
         rho: Radius of the ball [w].
         num_shards: Number of disjoint shards of equal size; 1 is the sharpness of the
             whole batch. Static.
-        num_steps: Steps of the ascent, at least 1. Static.
+        num_steps: Number of steps of the ascent, at least 1. Static.
 
     Returns:
         The value and its first-order form, which does not decrease if shards are split
@@ -215,8 +217,7 @@ def m_sharpness(
         arXiv:2212.04343.
     """
     check_rho(rho)
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    num_steps = checks.count("num_steps", num_steps)
     shards = _split(batch, num_shards)
 
     def rise(shard):
@@ -254,13 +255,13 @@ def average_sharpness(
     signs, which removes the linear term and its variance.
 
     Args:
-        key: Draws u.
-        fun: `fun(params, *args) -> L`.
-        params: w.
-        *args: Passed on to `fun`.
-        rho: Standard deviation of every coordinate [w].
-        num_samples: Pairs u, -u, at least 2: twice as many losses. Static.
-        batch_size: Pairs at once, by `vmap`: memory against time. Static.
+        key: Random key that u is drawn from.
+        fun: The loss, `fun(params, *args) -> L`.
+        params: Parameters w that are perturbed.
+        *args: Further arguments of `fun`, such as a batch.
+        rho: Standard deviation of every coordinate of the perturbation [w].
+        num_samples: Number of pairs u, -u, each two losses; at least 2. Static.
+        batch_size: Number of pairs at once, by `vmap`: memory against time. Static.
 
     Returns:
         The estimate and its standard error, in the units of L.
@@ -300,16 +301,17 @@ def spectral_density(
     """The distribution of the Hessian's eigenvalues, by stochastic Lanczos.
 
     Args:
-        key: Draws the probes.
-        fun: `fun(params, *args) -> L`.
-        params: Where the Hessian is taken.
-        *args: Passed on to `fun`.
-        num_probes: p. Static.
-        num_steps: k, products a probe; no more than d are made. Static.
-        num_points: q, points of the grid, at least 2. Static.
+        key: Random key that the probes are drawn from.
+        fun: The loss, `fun(params, *args) -> L`.
+        params: Parameters at which the Hessian is taken.
+        *args: Further arguments of `fun`, such as a batch.
+        num_probes: Number p of probes. Static.
+        num_steps: Number k of Hessian-vector products a probe; no more than d are made.
+            Static.
+        num_points: Number q of points of the grid, at least 2. Static.
         width: Standard deviation of the Gaussians, as a share of the range of the
             nodes, or of a hundredth of the largest if that is more.
-        batch_size: Probes at once, by `vmap`: memory against time. Static.
+        batch_size: Number of probes at once, by `vmap`: memory against time. Static.
 
     Returns:
         Nodes, weights and the smoothed density; `plot_density` draws it. Costs p k
@@ -323,8 +325,8 @@ def spectral_density(
         Ghorbani, Krishnan, Xiao. "An Investigation into Neural Net Optimization via
         Hessian Eigenvalue Density". 2019. arXiv:1901.10159.
     """
-    if num_points < 2:
-        raise ValueError(f"`num_points` must be at least 2, got {num_points}.")
+    num_points = checks.count("num_points", num_points, least=2)
+    num_steps = checks.count("num_steps", num_steps)
     loss, w = _flatten(fun, params, args)
     nodes, weights, _ = linalg.stochastic_lanczos(
         key,
@@ -350,7 +352,7 @@ def plot_density(density: SpectralDensity) -> "Figure":
     """The spectral density on a logarithmic scale, its Ritz values as ticks below.
 
     Args:
-        density: From `spectral_density`, one of them.
+        density: What one call of `spectral_density` returned, not a batch of them.
 
     Returns:
         A matplotlib Figure.
@@ -427,7 +429,8 @@ def _split(batch, num_shards: int):
             f"axis, got {sorted(sizes)}."
         )
     ((num,),) = sizes
-    if num_shards < 1 or num % num_shards:
+    num_shards = checks.count("num_shards", num_shards)
+    if num % num_shards:
         raise ValueError(
             f"`num_shards` must divide the {num} examples of the batch, got "
             f"{num_shards}."

@@ -11,6 +11,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 import optax
 
+from jaxlr.core import checks
 from jaxlr.sharpness._ghost import dense
 
 
@@ -20,8 +21,9 @@ class MLP(eqx.Module):
     Weights are drawn as He et al. do, N(0, 2 / inputs); biases start at zero.
 
     Args:
-        key: Source of the weights.
-        sizes: Inputs, hidden units of each layer, outputs. Static.
+        key: Random key that the weights are drawn from.
+        sizes: Number of inputs, of hidden units of each layer, and of outputs: one more
+            number than there are layers. Static.
 
     Raises:
         ValueError: Unless there are two sizes at least, each at least 1.
@@ -35,8 +37,9 @@ class MLP(eqx.Module):
     biases: list[Float[Array, " outputs"]]
 
     def __init__(self, key: Key[Array, ""], sizes: Sequence[int]):
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"`sizes` must be two or more, each >= 1, got {sizes}.")
+        if len(sizes) < 2:
+            raise ValueError(f"`sizes` must be two numbers or more, got {sizes}.")
+        sizes = [checks.count("sizes", size) for size in sizes]
         shapes = list(itertools.pairwise(sizes))
         # One draw for all: one a layer takes many times as long to compile.
         ends = list(itertools.accumulate(map(math.prod, shapes)))

@@ -12,7 +12,12 @@ from jaxlr.sharpness._common import check_rho, perturb
 
 
 class AsOptaxState(NamedTuple):
-    """Steps done, which a schedule of rho is given, and the state of the base."""
+    """What `as_optax` remembers between updates.
+
+    Attributes:
+        num_steps: Number of updates done, which a schedule of rho is given.
+        base: State of the transformation that is given the second gradient.
+    """
 
     num_steps: Int[Array, ""]
     base: Any
@@ -22,8 +27,8 @@ def as_optax(
     base: optax.GradientTransformation,
     rho: Hyper | Callable[[Int[Array, ""]], Hyper],
     *,
-    normalize: bool = True,
-    adaptive: bool = False,
+    is_normalized: bool = True,
+    is_adaptive: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM whose second gradient is taken inside of `update`, for one shard.
 
@@ -34,9 +39,13 @@ def as_optax(
 
     Args:
         base: Any optax chain; it is given the second gradient.
-        rho: As in `sam_value_and_grad`, or a schedule, `step -> rho`.
-        normalize: As in `sam_value_and_grad`. Static.
-        adaptive: As in `sam_value_and_grad`. Static.
+        rho: Radius of the perturbation, at least 0, in the units that
+            `sam_value_and_grad` gives; or a schedule, `rho(step)` of the number of
+            updates done.
+        is_normalized: Whether the perturbation has the length rho; else it is rho times
+            the gradient. Static.
+        is_adaptive: Whether the radius is relative to the size of each parameter, which
+            makes it ASAM. Static.
 
     Returns:
         A transformation with `AsOptaxState`. Its update needs the parameters, and
@@ -72,8 +81,8 @@ def as_optax(
             params,
             updates,
             rho(state.num_steps) if callable(rho) else rho,
-            normalize=normalize,
-            adaptive=adaptive,
+            is_normalized=is_normalized,
+            is_adaptive=is_adaptive,
             chosen=params,
         )
         updates, inner = base.update(

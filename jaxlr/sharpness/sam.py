@@ -10,15 +10,14 @@ shard j of the batch, which is cut in `num_shards` equal shards.
 
 from collections.abc import Callable, Sequence
 import functools as ft
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, get_args, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlr.core import compat, Hyper
-from jaxlr.core.errors import unknown
+from jaxlr.core import checks, compat, Hyper
 from jaxlr.sharpness._common import check_rho, perturb, scan_mean
 from jaxlr.sharpness._ghost import ghost
 
@@ -26,16 +25,14 @@ from jaxlr.sharpness._ghost import ghost
 Backend: TypeAlias = Literal["scan", "vmap", "unroll", "ghost"]
 """How the shards of a batch are run."""
 
-_BACKENDS = ("scan", "vmap", "unroll", "ghost")
-
 
 class SAMInfo(NamedTuple):
     """Measured on the way; shape () for one shard, (num_shards,) for more.
 
     Attributes:
         grad_norm: Norm of the first pass's gradient over the leaves that are perturbed.
-        perturbed_value: fun at w + e; less the clean value it is the sharpness, and
-            rho `grad_norm` is its first-order form.
+        perturbed_value: Value of `fun` at w + e; less the clean value it is the
+            sharpness, and rho `grad_norm` is its first-order form.
     """
 
     grad_norm: Float[Array, "*s"]
@@ -48,8 +45,8 @@ def sam_value_and_grad(
     *,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
-    normalize: bool = True,
-    adaptive: bool = False,
+    is_normalized: bool = True,
+    is_adaptive: bool = False,
     num_shards: int = 1,
     in_axes: Any = 0,
     backend: Backend = "scan",
@@ -80,24 +77,26 @@ def sam_value_and_grad(
     Args:
         fun: `fun(*args, **kwargs) -> value`, a scalar that averages over its batch, or
             `(value, aux)` if `has_aux`.
-        rho: Radius of the perturbation [norm of w]; [1/curvature] if not `normalize`,
-            [1] if `adaptive`, [1/value] if `adaptive` and not `normalize`. At least 0.
-            May be traced: a sweep, a schedule.
+        rho: Radius of the perturbation, at least 0 [norm of w]; without `is_normalized`
+            [1/curvature], with `is_adaptive` [1], and with the latter alone [1/value].
+            It may be traced, as in a sweep or a schedule.
         argnums: Which arguments to differentiate: pytrees of any shapes, which may be
             whole Equinox modules; the norm is over all of them together. Leaves that
             are not inexact arrays pass through, with None as gradient. Static.
         has_aux: Whether `fun` has an auxiliary output: arrays of any shapes; more than
             one shard stack theirs along a new leading axis. Static.
-        normalize: False: unnormalized, e = rho g (rho w^2 g if `adaptive`). Static.
-        adaptive: Whether the radius is relative to the size of each parameter (ASAM).
+        is_normalized: Whether the perturbation has the length rho; else it is rho times
+            the gradient, e = rho g, or rho w^2 g if `is_adaptive`. Static.
+        is_adaptive: Whether the radius is relative to the size of each parameter, which
+            makes it ASAM. Static.
         num_shards: Number of equal shards of the batch; value and gradient are their
             means. Not the size of a shard. Static.
         in_axes: Which axis of each positional argument is cut: as in `jax.vmap`, an
             integer for all but those in `argnums`, or a tuple of one tree prefix an
             argument, None for those in `argnums` and what all shards share. Keyword
             arguments are shared. A random key must be shared; keys of shape
-            (num_shards,) can be cut, and a shard then gets keys of shape (1,). Unused
-            if `num_shards` is 1. Static.
+            (num_shards,) can be cut, and a shard then gets keys of shape (1,). With one
+            shard nothing is cut. Static.
         backend: How shards are run; results agree to rounding. With p the size of the
             parameters: "scan", one after the other, p more memory at work; "vmap",
             together, p `num_shards` and more; "unroll", a scan without a loop, as
@@ -105,14 +104,15 @@ def sam_value_and_grad(
             together, for the weights that `fun` gives to `sharpness.dense`, whose
             perturbations of low rank are formed only where cheaper (in two halves if
             the inputs and outputs of those layers outnumber p); other leaves cost as in
-            "vmap". Not used if `num_shards` is 1. Static.
-        perturb_axis_name: Mapped axes over which the first gradient is averaged.
-        reduce_axis_name: Mapped axes over which the value and the returned gradient are
-            averaged; auxiliary outputs and info are not.
-        perturb_filter: What to perturb: None, all; `leaf -> bool`; or a tree prefix of
-            Booleans for the differentiated argument (a tuple of such if `argnums` is
-            one), as Equinox's filters. The rest has e = 0, is left out of the norm, and
-            still has a gradient.
+            "vmap". One shard needs none of them. Static.
+        perturb_axis_name: Names of mapped axes over which the first gradient is
+            averaged; None for none.
+        reduce_axis_name: Names of mapped axes over which the value and the returned
+            gradient are averaged, unlike auxiliary outputs and info; None for none.
+        perturb_filter: Which leaves to perturb: None for all; a function
+            `leaf -> bool`; or a tree prefix of Booleans for the differentiated argument
+            (a tuple of such if `argnums` is one), as Equinox's filters. The rest has
+            e = 0, is left out of the norm, and still has a gradient.
         return_info: Whether to join a `SAMInfo` to the auxiliary output. Static.
 
     Returns:
@@ -126,7 +126,7 @@ def sam_value_and_grad(
         ValueError: For a negative rho, an unknown backend, and `num_shards` below 1;
             when called, for arguments and `in_axes` that do not fit, an axis that
             `num_shards` does not divide, a single random key that is to be cut, and
-            nothing to differentiate. For "ghost" with `adaptive` or
+            nothing to differentiate. For "ghost" with `is_adaptive` or
             `perturb_axis_name`; when called, if `fun` has no `dense`, or a weight that
             is not a leaf, that is used in another way too, or in a loop.
 
@@ -142,33 +142,30 @@ def sam_value_and_grad(
         arXiv:2212.04343.
     """
     check_rho(rho)
-    if backend not in _BACKENDS:
-        raise ValueError(unknown("backend", backend, _BACKENDS))
-    if not isinstance(num_shards, int) or num_shards < 1:
-        raise ValueError(f"`num_shards` must be an integer >= 1, got {num_shards!r}.")
+    checks.choice("backend", backend, get_args(Backend))
+    num_shards = checks.count("num_shards", num_shards)
     if not (in_axes is None or isinstance(in_axes, int | tuple | list)):
         raise ValueError(
             f"`in_axes` must be an integer, None or a tuple, got {in_axes!r}."
         )
-    if backend == "ghost" and (adaptive or perturb_axis_name is not None):
+    if backend == "ghost" and (is_adaptive or perturb_axis_name is not None):
         raise ValueError(
-            "backend 'ghost' is for `adaptive=False` and `perturb_axis_name=None`, got "
-            f"{adaptive} and {perturb_axis_name!r}; 'scan', 'vmap' and 'unroll' allow "
-            "both."
+            "backend 'ghost' is for `is_adaptive=False` and `perturb_axis_name=None`, "
+            f"got {is_adaptive} and {perturb_axis_name!r}; 'scan', 'vmap' and 'unroll' "
+            "allow both."
         )
+    is_one = not isinstance(argnums, Sequence)
     axis_names = [*_names(perturb_axis_name), *_names(reduce_axis_name)]
 
     @ft.wraps(fun)
     def value_and_grad(*args, **kwargs):
         nums = _positions(argnums, len(args))
-        wanted = tuple(args[i] for i in nums)
-        params, static = _partition(wanted, argnums)
+        params, static = _partition(tuple(args[i] for i in nums), argnums)
         params = compat.vary(params, axis_names)
         keep = True if perturb_filter is None else perturb_filter
-        chosen = eqx.filter(params, (keep,) if isinstance(argnums, int) else keep)
+        chosen = eqx.filter(params, (keep,) if is_one else keep)
         rest = [None if i in nums else arg for i, arg in enumerate(args)]
-        axes = _axes(in_axes, nums, args)
-        cut, merge = _cut(rest, axes, num_shards)
+        cut, merge = _cut(rest, _axes(in_axes, nums, args), num_shards)
 
         def loss(params, shard):
             full = merge(shard)
@@ -177,44 +174,43 @@ def sam_value_and_grad(
             out = fun(*full, **kwargs)
             return out if has_aux else (out, None)
 
-        def one(shard):
-            differentiate = jax.value_and_grad(loss, has_aux=True)
-            (value, aux), grads = differentiate(params, shard)
-            if perturb_axis_name is not None:
-                grads = jax.lax.pmean(grads, perturb_axis_name)
-            moved, norm = perturb(
-                params,
-                grads,
-                rho,
-                normalize=normalize,
-                adaptive=adaptive,
-                chosen=chosen,
-            )
-            (perturbed, _), grads = differentiate(moved, shard)
-            return value, grads, aux, SAMInfo(norm, perturbed)
-
-        if num_shards == 1:
-            value, grads, aux, info = one(cut)
-        elif backend == "ghost":
-            value, grads, aux, info = ghost(
-                loss, params, cut, rho, normalize=normalize, chosen=chosen
-            )
-            info = SAMInfo(*info)
-        elif backend == "vmap":
-            value, grads, aux, info = jax.vmap(one)(cut)
-            value, grads = jax.tree.map(lambda x: jnp.mean(x, 0), (value, grads))
+        rule = {"is_normalized": is_normalized, "chosen": chosen}
+        if cut and backend == "ghost":
+            value, grads, aux, info = ghost(loss, params, cut, rho, **rule)
         else:
-            value, grads, aux, info = scan_mean(
-                one, cut, is_unrolled=backend == "unroll"
-            )
+            move = ft.partial(perturb, rho=rho, is_adaptive=is_adaptive, **rule)
+            one = ft.partial(_two_passes, loss, params, move, perturb_axis_name)
+            value, grads, aux, info = _shard_mean(one, cut, backend)
         if reduce_axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), reduce_axis_name)
         if return_info:
+            info = SAMInfo(*info)
             aux = (aux, info) if has_aux else info
-        grads = grads[0] if isinstance(argnums, int) else grads
+        grads = grads[0] if is_one else grads
         return ((value, aux) if has_aux or return_info else value), grads
 
     return value_and_grad
+
+
+def _two_passes(loss, params, move, axis_name, shard):
+    """Value, SAM's gradient, auxiliary output, (first norm, perturbed value)."""
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+    (value, aux), grads = differentiate(params, shard)
+    if axis_name is not None:
+        grads = jax.lax.pmean(grads, axis_name)
+    moved, norm = move(params, grads)
+    (perturbed, _), grads = differentiate(moved, shard)
+    return value, grads, aux, (norm, perturbed)
+
+
+def _shard_mean(one, cut, backend):
+    """`one` of each shard: the mean of value and gradient, and the rest stacked."""
+    if not cut:
+        return one(cut)
+    if backend == "vmap":
+        value, grads, *rest = jax.vmap(one)(cut)
+        return *jax.tree.map(lambda x: jnp.mean(x, 0), (value, grads)), *rest
+    return scan_mean(one, cut, is_unrolled=backend == "unroll")
 
 
 def _names(names):
@@ -223,13 +219,9 @@ def _names(names):
 
 def _positions(argnums, num_args):
     """`argnums` as non-negative integers."""
-    nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if not nums or not all(-num_args <= i < num_args for i in nums):
-        raise ValueError(
-            f"`argnums` must be among the {num_args} positional arguments, got "
-            f"{argnums}."
-        )
-    return tuple(i % num_args for i in nums)
+    bounds = {"least": -num_args, "most": num_args - 1}
+    nums = argnums if isinstance(argnums, Sequence) else (argnums,)
+    return tuple(checks.count("argnums", i, **bounds) % num_args for i in nums)
 
 
 def _partition(wanted, argnums):

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlr.core import Count, Hyper
+from jaxlr.core import checks, Count, Hyper
 from jaxlr.linalg import matmul
 
 
@@ -59,8 +59,8 @@ def least_squares_modes(x: Float[Array, "n d"], truth: Float[Array, " d"]) -> Mo
     """The modes of least squares, H = X^T X / n.
 
     Args:
-        x: X, a sample a row.
-        truth: w*.
+        x: The matrix X of samples, one a row.
+        truth: The coefficients w* of the truth, one a column of X.
 
     Returns:
         d modes; O(n d^2 + d^3) flops.
@@ -83,8 +83,9 @@ def kernel_modes(kernel: Float[Array, "n n"], truth: Float[Array, " n"]) -> Mode
     """The modes of kernel regression, H = K / n.
 
     Args:
-        kernel: K, positive semi-definite, of the samples.
-        truth: f* at the samples; need not lie in the Hilbert space.
+        kernel: The matrix K of the kernel at all pairs of samples, positive
+            semi-definite.
+        truth: Values of f* at the samples; it need not lie in the Hilbert space.
 
     Returns:
         n modes; O(n^3) flops.
@@ -114,11 +115,11 @@ def bias_variance(
 
     Args:
         modes: From `least_squares_modes` or `kernel_modes`.
-        num_samples: n.
+        num_samples: Number n of samples, which the modes no longer know.
         sigma: Standard deviation of the noise, in the units of f*.
         eta: Step size [1/lambda].
-        rho: Perturbation a gradient [1/lambda].
-        num_steps: T, one or many.
+        rho: Perturbation a gradient [1/lambda]; 0 is gradient descent.
+        num_steps: Numbers T of steps after which to look, of any shape.
 
     Returns:
         Both, of the shape of `num_steps`.
@@ -150,11 +151,11 @@ def sam_advantage(
 
     Args:
         modes: From `least_squares_modes` or `kernel_modes`.
-        num_samples: n.
+        num_samples: Number n of samples, which the modes no longer know.
         sigma: Standard deviation of the noise, in the units of f*.
         eta: Step size of both [1/lambda].
         rho: Perturbation a gradient [1/lambda].
-        num_steps: T, one or many.
+        num_steps: Numbers T of steps after which to look, of any shape.
 
     Returns:
         The shape of `num_steps`, then d modes, in the units of f*^2; their sum is the
@@ -182,11 +183,11 @@ def quadratic_iterate(
     predictions. mSAM: `msam_operator`, with rho = 0 here.
 
     Args:
-        hessian: H, symmetric.
-        offset: b.
+        hessian: The symmetric matrix H of the loss.
+        offset: The vector b of the loss, minus its gradient at zero.
         eta: Step size [1/lambda].
-        rho: Perturbation a gradient [1/lambda].
-        num_steps: T, one or many.
+        rho: Perturbation a gradient [1/lambda]; 0 is gradient descent.
+        num_steps: Numbers T of steps after which to look, of any shape.
 
     Returns:
         The shape of `num_steps`, then d; O(d^3) flops once, 2 d^2 for each T.
@@ -220,10 +221,10 @@ def msam_operator(
     and b.
 
     Args:
-        x: X, a sample a row.
-        y: Labels.
-        rho: Perturbation a gradient [1/lambda].
-        num_shards: Shards of equal size. Static.
+        x: The matrix X of samples, one a row.
+        y: The label of each sample.
+        rho: Perturbation a gradient [1/lambda]; 0 is gradient descent.
+        num_shards: Number of shards of equal size that a batch is cut in. Static.
 
     Returns:
         `(M, r)`; w_T is `quadratic_iterate(M, r, ...)`. O(n d^2 + num_shards d^3) flops
@@ -243,7 +244,8 @@ def msam_operator(
             f"{x.shape} and {y.shape}."
         )
     n, d = x.shape
-    if num_shards < 1 or n % num_shards:
+    num_shards = checks.count("num_shards", num_shards)
+    if n % num_shards:
         raise ValueError(f"`num_shards` must divide the {n} samples, got {num_shards}.")
     size = n // num_shards
     x = x.reshape(num_shards, size, d)
@@ -258,8 +260,8 @@ def largest_stable_eta(eigenvalue: Hyper, *, rho: Hyper = 0.0) -> Float[Array, "
     """The step size below which USAM on a quadratic converges.
 
     Args:
-        eigenvalue: The largest, lambda_1 > 0.
-        rho: Perturbation a gradient [1/lambda].
+        eigenvalue: The largest eigenvalue of the Hessian, lambda_1 > 0.
+        rho: Perturbation a gradient [1/lambda]; 0 is gradient descent.
 
     Returns:
         2 / (lambda_1 (1 + rho lambda_1)) [1/lambda].
@@ -297,7 +299,7 @@ def two_cycle_radius(eigenvalue: Hyper, *, eta: Hyper, rho: Hyper) -> Float[Arra
     the gradient is taken at w + rho w / ||w||.
 
     Args:
-        eigenvalue: lambda > 0.
+        eigenvalue: The largest eigenvalue of the Hessian, lambda > 0.
         eta: Step size [1/lambda].
         rho: Length of the perturbation [w].
 

@@ -25,25 +25,6 @@ from jaxlr.ssm.model import (
     Stack as Stack,
     StackState as StackState,
 )
-from jaxlr.ssm.problem import (
-    Digits as Digits,
-    fourier_modes as fourier_modes,
-    fourier_noise as fourier_noise,
-    FourierModes as FourierModes,
-    listops as listops,
-    listops_value as listops_value,
-    LISTOPS_VOCABULARY as LISTOPS_VOCABULARY,
-    ListOpsSplits as ListOpsSplits,
-    read_cifar as read_cifar,
-    read_listops as read_listops,
-    read_pathfinder as read_pathfinder,
-    read_retrieval as read_retrieval,
-    read_text as read_text,
-    root_operator_accuracy as root_operator_accuracy,
-    sequential_digits as sequential_digits,
-    Signals as Signals,
-    Tokens as Tokens,
-)
 from jaxlr.ssm.ptd import Method as Method, ptd as ptd, PTDInfo as PTDInfo
 from jaxlr.ssm.sequence import (
     dplr_kernel as dplr_kernel,

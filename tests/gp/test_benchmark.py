@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.benchmarks import gp as benchmark
-from jaxlr import gp
+from jaxlr import gp, pde
 from jaxlr.core import compat
 
 
@@ -11,7 +11,7 @@ from jaxlr.core import compat
 def test_every_part_runs(monkeypatch):
     for name, value in {"SIDE": 8, "LARGE": 12, "HM_STEPS": 2}.items():
         monkeypatch.setattr(benchmark, name, value)
-    first = gp.BENCHMARKS[benchmark.FIRST].shorten(0.05)
+    first = pde.BENCHMARKS[benchmark.FIRST].shorten(0.05)
     monkeypatch.setattr(gp, "BENCHMARKS", {benchmark.FIRST: first})
     with compat.x64(True):
         grid, sides = benchmark.of_grid(), benchmark.of_sides()

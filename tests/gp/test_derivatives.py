@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlr import gp
+from jaxlr import covariance, gp
 from jaxlr.core.compat import x64
 
 
@@ -19,7 +19,10 @@ def test_means_and_solves_are_differentiable_in_the_data(has_gaps):
 
     def total(y):
         process_ = gp.GridGP(
-            [gp.SquaredExponential(0.3), gp.Matern(0.4)], grid, 0.1, mask
+            [covariance.SquaredExponential(0.3), covariance.Matern(0.4)],
+            grid,
+            0.1,
+            mask,
         )
         return jnp.vdot(weight, process_.solve(y)[0] + process_.posterior(y).mean)
 
@@ -35,7 +38,7 @@ def test_derivatives_that_are_not_there_are_refused():
     grid, y = [np.linspace(0, 1, 4)], np.arange(4.0)
 
     def process_(ell, noise):
-        return gp.GridGP([gp.Matern(ell)], grid, noise)
+        return gp.GridGP([covariance.Matern(ell)], grid, noise)
 
     for number in (0, 1):
         for result in (
@@ -55,7 +58,7 @@ def test_a_likelihood_that_has_not_converged_has_no_slope():
     grid = [np.linspace(0, 1, n) for n in (5, 4)]
 
     def value(ell):
-        kernels = [gp.Matern(ell), gp.Matern(0.4)]
+        kernels = [covariance.Matern(ell), covariance.Matern(0.4)]
         process_ = gp.GridGP(kernels, grid, 0.01, mask, max_steps=1)
         return process_.log_marginal_likelihood(np.ones((5, 4)))
 

@@ -8,10 +8,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from jaxlr import gp
+from jaxlr import covariance, gp
 from jaxlr.core.compat import x64
 from jaxlr.core.loop import Status
-from jaxlr.gp.reference import dense_gp
+from tests.gp.reference import dense_gp
 
 
 SHAPE = (6, 5, 4)
@@ -32,14 +32,18 @@ POINTS = RNG.random((5, 3))
 
 
 def kernels(lengths):
-    first = 1.5 * gp.Matern(lengths[0])
-    return first, gp.SquaredExponential(lengths[1]), gp.Matern(lengths[2], nu=1.5)
+    first = 1.5 * covariance.Matern(lengths[0])
+    return (
+        first,
+        covariance.SquaredExponential(lengths[1]),
+        covariance.Matern(lengths[2], nu=1.5),
+    )
 
 
 def factors(lengths, others=None):
     others = GRID if others is None else others
     pairs = zip(kernels(lengths), others, GRID, strict=True)
-    return [np.asarray(gp.gram(k, x, y)) for k, x, y in pairs]
+    return [np.asarray(covariance.gram(k, x, y)) for k, x, y in pairs]
 
 
 def on_grid(noise):
@@ -57,7 +61,7 @@ def dense(mask, noise, lengths=LENGTHS, points=None):
     prior = ft.reduce(
         np.multiply,
         [
-            np.asarray(gp.gram(kernel, x))
+            np.asarray(covariance.gram(kernel, x))
             for kernel, x in zip(kernels(lengths), points.T, strict=True)
         ],
     )
@@ -233,7 +237,7 @@ def test_float32_on_the_host_is_as_good_as_float64():
     points = np.random.default_rng(1).random((20, 2))
 
     def run(lengths):
-        ks = [gp.SquaredExponential(l) for l in lengths]
+        ks = [covariance.SquaredExponential(l) for l in lengths]
         process_ = gp.GridGP(ks, grid, 1e-4)
         after = process_.posterior(y)
         likelihood = process_.log_marginal_likelihood(y)
@@ -272,7 +276,9 @@ def test_outputs_are_an_axis():
 
     def process_of(factor):
         outputs = gp.Coregionalization(factor, diagonal)
-        return gp.GridGP([outputs, gp.Matern(0.4)], [np.arange(3), times], 0.05, mask)
+        return gp.GridGP(
+            [outputs, covariance.Matern(0.4)], [np.arange(3), times], 0.05, mask
+        )
 
     def log_likelihood(factor):
         return process_of(factor).log_marginal_likelihood(y)
@@ -288,7 +294,10 @@ def test_outputs_are_an_axis():
         value, slope = host(
             jax.jit(jax.value_and_grad(log_likelihood))(jnp.asarray(factor))
         )
-        k, rows = (np.asarray(gp.gram(gp.Matern(0.4), x, times)) for x in (times, when))
+        k, rows = (
+            np.asarray(covariance.gram(covariance.Matern(0.4), x, times))
+            for x in (times, when)
+        )
     cross = np.einsum("pi,pj->pij", mixing[where], rows).reshape(2, -1)
     prior = np.diag(mixing[where, where])
     noise = np.full((3, 6), 0.05)
@@ -335,7 +344,7 @@ def test_transforms():
     np.testing.assert_allclose(mean, known, atol=1e-4)
 
 
-class _Box(gp.Kernel):
+class _Box(covariance.Kernel):
     """1 near 0, to some share: no covariance."""
 
     share: float
@@ -349,11 +358,11 @@ class _Box(gp.Kernel):
 def test_jitter_mends_what_is_nearly_a_covariance():
     x, y = np.linspace(0, 1, 8), RNG.normal(size=(8, 4))
     with x64(True):
-        ks = [_Box(1e-6), gp.Matern(0.5)]
+        ks = [_Box(1e-6), covariance.Matern(0.5)]
         found = gp.GridGP(ks, [x, GRID[2]], 1e-3)
         solution, info = host(jax.jit(lambda y: found.solve(y))(y))
         pairs = zip(ks, found.grid, strict=True)
-        k = [np.asarray(gp.gram(kernel, at)) for kernel, at in pairs]
+        k = [np.asarray(covariance.gram(kernel, at)) for kernel, at in pairs]
         least = -np.linalg.eigvalsh(k[0])[0]
         assert least > 1e-10
         jitter = 10 ** np.ceil(np.log10(least))
@@ -366,7 +375,9 @@ def test_jitter_mends_what_is_nearly_a_covariance():
 
         @jax.jit
         def status(share):
-            return gp.GridGP([_Box(share), gp.Matern(0.5)], found.grid, 1e-3).solve(y)
+            return gp.GridGP(
+                [_Box(share), covariance.Matern(0.5)], found.grid, 1e-3
+            ).solve(y)
 
         x, info = host(status(1.0))
         assert info.status == Status.DIVERGED
@@ -376,7 +387,9 @@ def test_jitter_mends_what_is_nearly_a_covariance():
 
 @pytest.mark.misuse
 def test_a_kernel_that_is_no_covariance_is_named():
-    found = gp.GridGP([gp.Matern(0.5), _Box(1.0)], [GRID[2], np.linspace(0, 1, 8)], 0.1)
+    found = gp.GridGP(
+        [covariance.Matern(0.5), _Box(1.0)], [GRID[2], np.linspace(0, 1, 8)], 0.1
+    )
     with pytest.raises(ValueError, match=r"`kernels\[1\]` is not positive semi-def"):
         found.solve(np.ones((4, 8)))
 

@@ -6,10 +6,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from jaxlr import gp
+from jaxlr import covariance, gp
 from jaxlr.core.compat import x64
 from jaxlr.core.loop import Status
-from jaxlr.gp.reference import dense_gp
+from tests.gp.reference import dense_gp
 
 
 SHAPE = (10, 9, 8)
@@ -26,12 +26,15 @@ MASKS = {"scattered": SCATTERED, "block": BLOCK, "corner": CORNER}
 
 
 def process(mask, noise=1e-3, **settings):
-    return gp.GridGP(list(map(gp.Matern, LENGTHS)), GRID, noise, mask, **settings)
+    return gp.GridGP(
+        list(map(covariance.Matern, LENGTHS)), GRID, noise, mask, **settings
+    )
 
 
 def factors():
     return [
-        np.asarray(gp.gram(gp.Matern(l), x)) for l, x in zip(LENGTHS, GRID, strict=True)
+        np.asarray(covariance.gram(covariance.Matern(l), x))
+        for l, x in zip(LENGTHS, GRID, strict=True)
     ]
 
 
@@ -109,7 +112,7 @@ def test_what_has_not_converged_is_seen_in_float32():
     y, mask = rng.normal(size=(20, 20)), rng.random((20, 20)) > 0.2
 
     def info(max_steps):
-        kernels = [gp.Matern(0.3, nu=0.5)] * 2
+        kernels = [covariance.Matern(0.3, nu=0.5)] * 2
         return gp.GridGP(kernels, grid, 1e-4, mask, max_steps=max_steps).solve(y)[1]
 
     cut, whole = info(20), info(100)
@@ -117,7 +120,7 @@ def test_what_has_not_converged_is_seen_in_float32():
     assert whole.residual < 5e-5 < 5e-4 < cut.residual
 
 
-@pytest.mark.parametrize("kernel", [gp.SquaredExponential, gp.Matern])
+@pytest.mark.parametrize("kernel", [covariance.SquaredExponential, covariance.Matern])
 def test_float32_converges_whatever_the_data(kernel):
     """Noise, a draw from the process, and what is smooth, whose x is small."""
     axis, rng = np.linspace(0, 1, 24), np.random.default_rng(0)
@@ -125,7 +128,8 @@ def test_float32_converges_whatever_the_data(kernel):
     kernels = kernel(0.2), kernel(0.3)
     with x64(True):
         low = [
-            np.linalg.cholesky(gp.gram(k, axis) + 1e-9 * np.eye(24)) for k in kernels
+            np.linalg.cholesky(covariance.gram(k, axis) + 1e-9 * np.eye(24))
+            for k in kernels
         ]
     draw = low[0] @ rng.normal(size=(24, 24)) @ low[1].T + 0.01 * white
     smooth = np.sin(5 * axis)[:, None] * np.ones(24)
@@ -165,7 +169,7 @@ def test_gradients_are_the_same_without_the_dense_matrix():
 
     def loss(log_length, noise, max_dense):
         found = gp.GridGP(
-            [gp.Matern(jnp.exp(log_length)), gp.Matern(0.3)],
+            [covariance.Matern(jnp.exp(log_length)), covariance.Matern(0.3)],
             [GRID[0][:6], GRID[1][:4]],
             noise,
             SCATTERED[:6, :4, 0],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlr import gp
+from jaxlr import covariance, gp
 from jaxlr.core.compat import x64
 from jaxlr.core.loop import Status
 
@@ -86,12 +86,14 @@ def test_hyper_parameters_of_a_grid_in_one_compile():
 
         def process(logs):
             variance, *lengths, noise = jnp.exp(logs)
-            first, second = map(gp.Matern, lengths)
+            first, second = map(covariance.Matern, lengths)
             return gp.GridGP([variance * first, second], grid, noise, mask)
 
         truth = np.log([2.0, 0.2, 0.4, 0.05])
         halves = [
-            np.linalg.cholesky(np.asarray(gp.gram(k, x)) + 1e-12 * np.eye(len(x)))
+            np.linalg.cholesky(
+                np.asarray(covariance.gram(k, x)) + 1e-12 * np.eye(len(x))
+            )
             for k, x in zip(process(truth).kernels, grid, strict=True)
         ]
         y = halves[0] @ rng.normal(size=mask.shape) @ halves[1].T
@@ -126,7 +128,7 @@ x = jnp.linspace(0, 1, 60)
 y = jr.normal(jr.key(2), (60, 60))
 
 def loss(logs):
-    kernels = tuple(map(gp.Matern, jnp.exp(logs[:2])))
+    kernels = tuple(map(covariance.Matern, jnp.exp(logs[:2])))
     return -gp.GridGP(kernels, (x, x), jnp.exp(logs[2])).log_marginal_likelihood(y)
 
 starts = jr.uniform(jr.key(5), (4, 3), minval=-4.0, maxval=1.0)

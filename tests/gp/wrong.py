@@ -18,11 +18,6 @@ SCATTERED, SLAB, BLOCK = (
 
 PROCESS = {"method": 0}  # of experiments that compare methods
 
-SIN, ALLEN_CAHN = (
-    {"problem": name, "component": "gaussian"}
-    for name in ("poisson_1d_sin", "allen_cahn_1d_sin_cos")
-)
-
 POLICY, TRACED, PLAIN, PRODUCT = ({"arithmetic": i, "noise": 1e-4} for i in range(4))
 
 WRONG = {
@@ -44,23 +39,6 @@ WRONG = {
             (WEEKS | PROCESS, times(1.5)),
         ),
         "intervals of 80 %": ("coverage", NAN, (WEEKS, plus(-0.2)), (WEEKS, plus(0.2))),
-    },
-    "collocation": {
-        "Poisson, sin(100 x): error": ("error", NAN, (SIN, plus(1e-6))),
-        "every problem: error": (
-            "error",
-            NAN,
-            (SIN, plus(1e-4)),
-            (ALLEN_CAHN, plus(1e-4)),
-        ),
-        "every kernel: converged": ("has_converged", NAN, (SIN, times(0))),
-        "Allen-Cahn: steps": (
-            "num_steps",
-            NAN,
-            (ALLEN_CAHN, times(0)),
-            (ALLEN_CAHN, plus(10)),
-        ),
-        "sin(100 x): weight": ("weight", NAN, (SIN, times(0.5))),
     },
     "exactness": {
         "whole grid, noise >= 1e-2: error of the likelihood": (
@@ -98,15 +76,6 @@ WRONG = {
             NAN,
             (GAPS, plus(1e-12)),
         ),
-    },
-    "gp_hm": {
-        "error at the end": ("error", NAN, ({"problem": "poisson_1d_sin"}, plus(1))),
-        "error off the grid": (
-            "error_off_grid",
-            NAN,
-            ({"problem": "poisson_1d_sin"}, plus(1)),
-        ),
-        "gain of the log": ("gain", NAN, ({"problem": "poisson_1d_sin"}, times(-1))),
     },
     "partial_grids": {
         "every cell: true residual": ("residual", NAN, (BLOCK, plus(1e-6))),

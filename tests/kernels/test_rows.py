@@ -10,7 +10,7 @@ import pytest
 
 from jaxlr import kernels
 from jaxlr.core import compat
-from jaxlr.kernels import rows as rows_lib
+from jaxlr.kernels import _rows as rows_lib
 
 
 SOURCES = {

@@ -1,6 +1,8 @@
 """Experiments by name and by path."""
 
 from pathlib import Path
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -66,6 +68,8 @@ def checkout(tmp_path, monkeypatch):
         "family/annotated.py": BODY.replace("EXPERIMENT =", "EXPERIMENT: object ="),
         "family/_helper.py": BODY,
         "_private/second.py": BODY,
+        "common/__init__.py": "",
+        "common/sizes.py": "ETA = 0.75\nEXPERIMENT = 1",
         "benchmarks/speed.py": "print('never imported')\nif 1:\n    EXPERIMENT = 1",
         "family/broken.py": "def f(:\n",
     }.items():
@@ -162,6 +166,75 @@ def test_load_module_executes_what_no_import_reaches(mine):
     assert (
         find.load_module(f"experiments.{name}", path).__name__ == f"experiments.{name}"
     )
+
+
+SHARING = BODY.replace("\n\n@data", "from ..common import sizes\n\n@data").replace(
+    "0.1", "sizes.ETA"
+)
+
+
+def test_a_file_of_another_checkout_is_part_of_its_package(checkout, monkeypatch):
+    """By name, by path, and by path where it does not ship; its helpers are its own."""
+    path = checkout / "experiments" / "family" / "shares.py"
+    path.write_text(SHARING)
+    assert find.find("family.shares").hparams.eta == 0.75
+    assert find.find(path).name == "family.shares"
+    monkeypatch.undo()
+    assert "family.shares" not in find.names()
+    experiment = find.find(path)
+    assert (experiment.name, experiment.hparams.eta) == ("shares", 0.75)
+    package = experiment.function.__module__.removesuffix(".family.shares")
+    assert sys.modules[f"{package}.common.sizes"].ETA == 0.75
+    assert package not in ("experiments", "jaxlr.experiments")
+    path.write_text(SHARING.replace("sizes.ETA", "2 * sizes.ETA"))
+    assert find.find(path).hparams.eta == 1.5
+
+
+def test_a_worker_loads_a_file_as_part_of_its_package(checkout):
+    path = checkout / "experiments" / "family" / "shares.py"
+    path.write_text(SHARING)
+    name = find.find(path).function.__module__
+    for loaded in [x for x in sys.modules if x.startswith(name.split(".")[0])]:
+        del sys.modules[loaded]
+    module = find.load_module(name, path)
+    assert module.__name__ == name
+    assert module.EXPERIMENT.hparams.eta == 0.75
+
+
+def test_a_wheels_experiments_and_benchmarks_import_each_other(tmp_path):
+    """As hatchling lays them out, from another folder; nothing is of the checkout."""
+    root = Path(find.__file__).parents[2]
+    for source, target in (("jaxlr", "jaxlr"), ("experiments", "jaxlr/experiments")):
+        ignored = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(root / source, tmp_path / target, ignore=ignored)
+    benchmarks = sorted((tmp_path / "jaxlr/experiments/benchmarks").glob("[!_]*.py"))
+    assert benchmarks
+    (tmp_path / "elsewhere").mkdir()
+    code = """
+import importlib, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from jaxlr.lab import find
+names = find.names()
+for name, path in names.items():
+    module = find.find(name).function.__module__
+    assert module == f"jaxlr.experiments.{name}", (name, module)
+    assert find.find(path).name == name
+for name in sys.argv[2:]:
+    importlib.import_module(f"jaxlr.experiments.benchmarks.{name}")
+assert not [x for x in sys.modules if x.split(".")[0] == "experiments"]
+assert not [x for x in sys.modules if x.startswith("jaxlr_file_")]
+print(len(names))
+"""
+    arguments = [str(tmp_path), *(path.stem for path in benchmarks)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path / "elsewhere",
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert int(done.stdout) == len(find.names())
 
 
 @pytest.mark.misuse

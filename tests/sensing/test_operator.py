@@ -15,7 +15,8 @@ import pytest
 
 from jaxlr import sensing
 from jaxlr.core.compat import x64
-from jaxlr.sensing import operator as ops, reference, theory
+from jaxlr.sensing import operator as ops, theory
+from tests.sensing import reference
 
 
 SHAPE = (6, 5)

@@ -1,7 +1,5 @@
 """Truths, photographs and metrics."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -61,22 +59,6 @@ def test_measure_applies_the_operator():
     np.testing.assert_allclose(problem.y, problem.operator.apply(truth), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["china", "flower"])
-def test_photograph_is_grey_and_its_own(name):
-    pytest.importorskip("sklearn")
-    image = np.asarray(sensing.photograph(name, 256))
-    assert image.shape == (256, 256)
-    assert image.min() >= 0
-    assert image.max() <= 1
-    assert image.std() > 0.1  # a picture, not a constant
-    from sklearn.datasets import load_sample_image
-
-    color = load_sample_image(f"{name}.jpg")[:, 106:533] / 255
-    luma = color @ [0.299, 0.587, 0.114]
-    np.testing.assert_allclose(sensing.photograph(name, 427), luma, atol=1e-6)
-    np.testing.assert_allclose(image.mean(), luma.mean(), atol=1e-3)
-
-
 @pytest.mark.misuse
 def test_lists_will_do():
     shape: tuple[int, int] = [5, 4]  # pyright: ignore[reportAssignmentType]
@@ -86,11 +68,7 @@ def test_lists_will_do():
 
 
 @pytest.mark.misuse
-def test_misuse_is_named(monkeypatch):
-    with pytest.raises(ValueError, match=r"photograph 'chian'.*'china'.*flower"):
-        sensing.photograph("chian")
-    with pytest.raises(ValueError, match=r"`size` must be in 1\.\.427, got 428"):
-        sensing.photograph("china", 428)
+def test_misuse_is_named():
     with pytest.raises(ValueError, match=r"`rank` must be in 1\.\.min.*got 6"):
         sensing.low_rank(jr.key(0), (5, 7), 6)
     with pytest.raises(ValueError, match=r"square `shape`"):
@@ -113,9 +91,6 @@ def test_misuse_is_named(monkeypatch):
         sensing.SensingProblem(
             sensing.identity((2, 2)), jnp.ones((2, 2)), jnp.ones((3, 2))
         )
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'sklearn.*pip install "jaxlr\[data\]"'):
-        sensing.photograph("china")
 
 
 def spoilt(share, scale=2.0, key=None):

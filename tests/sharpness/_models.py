@@ -88,7 +88,9 @@ def squares(params, x, y):
     return jnp.mean((sharpness.dense(x, params["w"], params["b"]) - y) ** 2) / 2
 
 
-def numpy_sam(params, x, y, rho, *, num_shards=1, normalize=True, adaptive=False):
+def numpy_sam(
+    params, x, y, rho, *, num_shards=1, is_normalized=True, is_adaptive=False
+):
     """(value, gradient, first norms, perturbed values) as the formulas have it."""
 
     def at(v, x, y):
@@ -99,9 +101,9 @@ def numpy_sam(params, x, y, rho, *, num_shards=1, normalize=True, adaptive=False
     grads, norms, values = [], [], []
     for part, out in zip(np.split(x, num_shards), np.split(y, num_shards), strict=True):
         g = at(v, part, out)[1]
-        e = rho * (v**2 * g if adaptive else g)
-        if normalize:
-            e = e / (np.linalg.norm(np.abs(v) * g if adaptive else g) + 1e-12)
+        e = rho * (v**2 * g if is_adaptive else g)
+        if is_normalized:
+            e = e / (np.linalg.norm(np.abs(v) * g if is_adaptive else g) + 1e-12)
         value, grad = at(v + e, part, out)
         grads.append(grad)
         norms.append(np.linalg.norm(g))

@@ -47,7 +47,7 @@ def test_target_two_cycle(eta, rho):
 
 
 def test_target_unnormalized_leaves_the_cycle():
-    out = cell("two_cycle", eta=0.5, rho=0.5, normalize=False, num_steps=800)
+    out = cell("two_cycle", eta=0.5, rho=0.5, is_normalized=False, num_steps=800)
     assert out.last_norm <= 1e-9 * out.norm[0]
 
 
@@ -129,9 +129,9 @@ def test_digits_of_a_network_that_does_not_move():
         ("digits", {"num_train": 1500}, "`num_test` must be in 1..297, got 500"),
         ("digits", {"batch_size": 0}, "`batch_size` must be in 1..1280, got 0"),
         ("digits", {"batch_size": 1281}, "`batch_size` must be in 1..1280, got 1281"),
-        ("edge_of_stability", {"rho": -0.1}, "`rho` must be a number >= 0"),
+        ("edge_of_stability", {"rho": -0.1}, "`rho` must be >= 0"),
         ("matrix_sensing", {"method": "usam"}, "method 'usam'.*'sam'"),
-        ("two_cycle", {"rho": -0.1}, "`rho` must be a number >= 0"),
+        ("two_cycle", {"rho": -0.1}, "`rho` must be >= 0"),
         ("two_cycle", {"num_steps": 0}, "`num_steps` must be an integer >= 1, got 0"),
     ],
 )

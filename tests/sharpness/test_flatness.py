@@ -325,6 +325,42 @@ def test_half_precision_is_measured_in_float32():
     np.testing.assert_allclose(value, 2, rtol=0.02)
 
 
+def test_counts_are_integers_of_numpy_too():
+    w, x = jnp.ones(3), jnp.ones((6, 2))
+
+    def measure(of):
+        steps, samples = {"num_steps": of(2)}, {"num_samples": of(2)}
+        args = jr.key(0), quadratic, w
+        return (
+            flatness.m_sharpness(quadratic, w, x, rho=0.1, num_shards=of(3), **steps),
+            flatness.lambda_max(*args, **steps),
+            flatness.hessian_trace(*args, **samples, batch_size=of(2)),
+            flatness.average_sharpness(*args, rho=0.1, **samples),
+            flatness.spectral_density(
+                *args, num_probes=of(2), num_points=of(5), **steps
+            ),
+        )
+
+    for got, want in zip(
+        jax.tree.leaves(measure(np.int64)), jax.tree.leaves(measure(int)), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize("count", [2.5, 2.0, True])
+def test_floats_and_booleans_are_no_counts(count):
+    w, key, x = jnp.ones(3), jr.key(0), jnp.ones((6, 2))
+    for name in ("num_steps", "num_shards"):
+        with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1"):
+            flatness.m_sharpness(quadratic, w, x, rho=0.1, **{name: count})
+    with pytest.raises(ValueError, match=r"`num_steps` must be an integer >= 1"):
+        flatness.lambda_max(key, quadratic, w, num_steps=count)
+    for name in ("num_steps", "num_points"):
+        with pytest.raises(ValueError, match=rf"`{name}` must be an integer"):
+            flatness.spectral_density(key, quadratic, w, **{name: count})
+
+
 @pytest.mark.misuse
 def test_misuse_is_named():
     w, key, x = jnp.ones(3), jr.key(0), jnp.ones((6, 2))
@@ -334,11 +370,11 @@ def test_misuse_is_named():
         flatness.m_sharpness(quadratic, w, x, jnp.ones(5), rho=0.1)
     with pytest.raises(ValueError, match=r"`batch`.*got \[\]"):
         flatness.m_sharpness(quadratic, w, rho=0.1)
-    with pytest.raises(ValueError, match=r"`num_steps` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`num_steps` must be an integer >= 1, got 0"):
         flatness.m_sharpness(quadratic, w, x, rho=0.1, num_steps=0)
     with pytest.raises(ValueError, match=r"scalar loss, got shape \(3,\)"):
         flatness.average_sharpness(key, lambda w: w, w, rho=0.1)
-    with pytest.raises(ValueError, match=r"`rho` must be a number >= 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"`rho` must be >= 0 and finite, got -0.1"):
         flatness.average_sharpness(key, quadratic, w, rho=-0.1)
     with pytest.raises(ValueError, match=r"scalar loss, got shape \(3,\)"):
         flatness.hvp(lambda w: w, w, w)
@@ -352,9 +388,11 @@ def test_misuse_is_named():
         flatness.lambda_max(key, quadratic, w + 1j)
     with pytest.raises(ValueError, match=r"`params`.*got \[\]"):
         flatness.hessian_trace(key, quadratic, jnp.arange(3))
-    with pytest.raises(ValueError, match=r"`num_steps` must be in 1\.\.3, got 0"):
+    with pytest.raises(ValueError, match=r"`num_steps` must be an integer >= 1, got 0"):
         flatness.lambda_max(key, quadratic, w, num_steps=0)
-    with pytest.raises(ValueError, match=r"`num_points` must be at least 2, got 1"):
+    with pytest.raises(
+        ValueError, match=r"`num_points` must be an integer >= 2, got 1"
+    ):
         flatness.spectral_density(key, quadratic, w, num_points=1)
     with pytest.raises(ValueError, match=r"`num_probes` must be at least 1, got 0"):
         flatness.spectral_density(key, quadratic, w, num_probes=0)

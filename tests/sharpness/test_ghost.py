@@ -55,13 +55,13 @@ def test_dense_is_the_product():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_rows", "num_shards", "normalize"),
+    ("num_rows", "num_shards", "is_normalized"),
     [(8, 2, True), (8, 8, False), (24, 3, True), (24, 8, True), (96, 4, False)],
 )
-def test_any_number_of_rows(num_rows, num_shards, normalize):
+def test_any_number_of_rows(num_rows, num_shards, is_normalized):
     """Few rows keep factors, many form gradients; odd counts run without halves."""
     args = models.mlp(), *models.data(num_rows)
-    agree(models.mlp_loss, *args, num_shards=num_shards, normalize=normalize)
+    agree(models.mlp_loss, *args, num_shards=num_shards, is_normalized=is_normalized)
 
 
 def test_a_model_applied_to_rows():

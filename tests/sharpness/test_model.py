@@ -132,7 +132,7 @@ def test_its_layers_are_dense_to_ghost():
 
 
 @pytest.mark.misuse
-@pytest.mark.parametrize("sizes", [(), (4,), (4, 0, 2)])
+@pytest.mark.parametrize("sizes", [(), (4,), (4, 0, 2), (4, 2.5, 2)])
 def test_sizes_are_named(sizes):
-    with pytest.raises(ValueError, match=r"`sizes` must be two or more, each >= 1"):
+    with pytest.raises(ValueError, match=r"`sizes` must be (two numbers|an integer)"):
         sharpness.MLP(jr.key(0), sizes)

@@ -57,7 +57,7 @@ def test_steps_are_those_of_optax(name):
 
 @pytest.mark.parametrize(
     "rule",
-    [{}, {"normalize": False}, {"adaptive": True}],
+    [{}, {"is_normalized": False}, {"is_adaptive": True}],
     ids=["sam", "usam", "asam"],
 )
 def test_steps_are_those_of_the_transform(rule):
@@ -118,7 +118,7 @@ def test_other_arguments_reach_the_base():
 
 @pytest.mark.misuse
 def test_misuse_is_named():
-    with pytest.raises(ValueError, match=r"`rho` must be a number >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"`rho` must be >= 0 and finite, got -1"):
         as_optax(optax.sgd(0.1), -1)
     optimizer = as_optax(optax.sgd(0.1), 0.1)
     w = jnp.ones(2)

@@ -11,7 +11,7 @@ LARGE = {"num_shards": 1, "rho": 0.4}
 EXAMPLES, FEW = ({"num_shards": 20, "rho": rho} for rho in (0.1, 0.03))
 ONE_SEED = {"seed": 0}
 IS_SAM = {"method": "sam"}
-CYCLE = {"normalize": True, "seed": 0, "rho": 0.03, "eta": 1.0}
+CYCLE = {"is_normalized": True, "seed": 0, "rho": 0.03, "eta": 1.0}
 
 WRONG = {
     "bias_variance": {
@@ -183,6 +183,9 @@ WRONG = {
         ),
         "normalized: share of w": ("turn", (CYCLE, plus(3e-6))),
         "normalized: share off": ("astray", (CYCLE, plus(3e-6))),
-        "unnormalized": ("last_norm", ({"normalize": False} | ONE_SEED, plus(1e-7))),
+        "unnormalized": (
+            "last_norm",
+            ({"is_normalized": False} | ONE_SEED, plus(1e-7)),
+        ),
     },
 }

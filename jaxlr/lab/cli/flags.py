@@ -153,7 +153,7 @@ def parse(args: Sequence[str], prog: str = "jaxlr run") -> Request:
 
 def _hparams_flags(experiment: "Experiment") -> Any:
     """A TypedDict whose keys, all optional, are the fields that a word can set."""
-    from jaxlr.core.docs import field_docs
+    from jaxlr.lab.docs import field_docs
 
     general = {field.name for field in dataclasses.fields(General)} | {"help"}
     hparams = experiment.hparams

@@ -21,17 +21,22 @@ Start = Literal["random", "spectral", "sign_spectral"]
 STARTS = get_args(Start)
 
 
-class DescentSettings(TypedDict, total=False):
-    """Keywords that all methods on factors take; `descend` says what they mean."""
+class FactorSettings(TypedDict, total=False):
+    """Keywords of all methods on two factors; `descend` says what they mean."""
 
     start: Start
     alpha: Hyper
     imbalance: Hyper
-    is_symmetric: bool
     num_active: Count | None
     loss: Loss | None
     huber_delta: Hyper
     implementation: Implementation | None
+
+
+class DescentSettings(FactorSettings, total=False):
+    """And of those that take one factor, too."""
+
+    is_symmetric: bool
 
 
 class Factors(NamedTuple):
@@ -257,22 +262,25 @@ def descend(
     gradient then is sym(D) X.
 
     Args:
-        problem: One instance (`jax.vmap` the caller for many).
+        problem: The instance to solve (`jax.vmap` the caller for many).
         transformation: An optax chain on `Factors`. It is given the current factors as
             parameters, and the loss as `value`.
-        num_columns: k. Static.
-        start: "random", entries alpha N(0, 1/n1) and, for G, imbalance times alpha
-            N(0, 1/n2); "spectral", from the singular vectors of A*(y); "sign_spectral",
-            alpha times those of A*(sign(y)), for the symmetric form. Static.
-        alpha: Initial scale [sqrt(||M||)].
-        imbalance: Initial scale of G over that of F [1].
-        is_symmetric: Whether M = X X^T is sought. Static.
-        num_active: Columns in use, of the k; all if None. May be traced: one program
-            then serves all widths.
-        loss: "l2", "l1" or "huber"; None is l2, or the likelihood of quantized
-            measurements. Static.
-        huber_delta: Where "huber" turns linear, in the units of y.
-        implementation: Of `residual_gradient`. Static.
+        num_columns: Number k of columns of the factors. Static.
+        start: Where the factors start. "random": entries of F are drawn from
+            alpha N(0, 1/n1), those of G from imbalance alpha N(0, 1/n2). "spectral":
+            the leading singular vectors of A*(y), scaled to approximate M.
+            "sign_spectral": alpha times those of A*(sign(y)), for the symmetric form
+            alone. Static.
+        alpha: Scale of F at a "random" or "sign_spectral" start [sqrt(||M||)].
+        imbalance: Scale of G over that of F at a "random" start [1].
+        is_symmetric: Whether one factor X is sought, with M = X X^T. Static.
+        num_active: Number of columns in use, 1..k; the others are zero and stay so.
+            None for all. May be traced: one program then serves all widths.
+        loss: What is summed over the gaps A(F G^T) - y: "l2", "l1" or "huber". None
+            for "l2", or for the likelihood of quantized measurements. Static.
+        huber_delta: Gap at which "huber" turns linear, in the units of y.
+        implementation: How `residual_gradient` runs: "xla", "pallas" or
+            "pallas_interpret"; None to let it choose. Static.
 
     Returns:
         A `Solver` with `FactorState` and `FactorInfo`.

@@ -10,11 +10,12 @@ c I. No term balances F and G: their imbalance is what makes the asymmetric form
 
 from typing import Unpack
 
-from jaxlr.core import Hyper, Solver
+from jaxlr.core import Hyper, signatures, Solver
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver._descent import descend, DescentSettings, scale_by_rate
 
 
+@signatures.passes_on(descend)
 def gd(
     problem: SensingProblem,
     *,
@@ -25,17 +26,14 @@ def gd(
     """Gradient descent on factors; the rank need not be known.
 
     Args:
-        problem: One instance (`jax.vmap` the caller for many). Quantized measurements
-            are fitted by their likelihood.
-        num_columns: k, at least the rank of the truth; more is over-parameterized.
-            Static.
+        problem: The instance to solve (`jax.vmap` the caller for many). Quantized
+            measurements are fitted by their likelihood.
+        num_columns: Number k of columns of the factors, at least the rank of the truth;
+            with more the problem is over-parameterized. Static.
         eta: Step size [1/||M||]; at most about 1 / (2 ||M||) is stable. For sampled
             entries the step is eta / p, p their share, which assumes that they were
             sampled uniformly; for another mask choose eta smaller.
-        **settings: `start`, "random" by default, `alpha`, 0.1, the initial scale, and
-            `imbalance`, 1/3, that of G over that of F; `is_symmetric`, for M = X X^T;
-            `num_active`, a number of columns <= k that may be traced; `loss`,
-            `huber_delta` and `implementation` of the hot loop. See `descend`.
+        **settings: Keywords of `descend`.
 
     Returns:
         A `Solver` with `FactorState`, of the type of `problem.y`, and `FactorInfo`. A

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from jaxlr.core import Hyper, loop, Solver, tree
+from jaxlr.core import checks, Hyper, signatures, Solver, tree
 from jaxlr.linalg import matmul
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver._descent import (
-    DescentSettings,
     FactorInfo,
+    FactorSettings,
     FactorState,
 )
 from jaxlr.sensing.solver._gd import gd
@@ -60,6 +60,7 @@ def rebalance(
     return jnp.where(is_active, f, 0), jnp.where(is_active, g, 0)
 
 
+@signatures.passes_on(gd)
 def gd_rebalanced(
     problem: SensingProblem,
     *,
@@ -67,7 +68,7 @@ def gd_rebalanced(
     eta: Hyper = 0.1,
     beta: Hyper = 1.0,
     trigger: Hyper = 0.01,
-    **settings: Unpack[DescentSettings],
+    **settings: Unpack[FactorSettings],
 ) -> Solver:
     """Asymmetric gradient descent, rebalanced once when the residual is small.
 
@@ -76,19 +77,19 @@ def gd_rebalanced(
     run with checkpoints.
 
     Args:
-        problem: One instance.
-        num_columns: k <= n1. Static.
+        problem: The instance to solve.
+        num_columns: Number k of columns of the factors, at most n1. Static.
         eta: Step size [1/||M||]. Afterwards the error contracts by 1 - eta beta^2.
         beta: Singular values of the rebalanced F [sqrt(||M||)].
         trigger: Rebalance before the first step with ||A(F G^T) - y|| <= trigger ||y||.
-        **settings: As `gd`; not `is_symmetric`.
+        **settings: Keywords of `gd`.
 
     Returns:
         A `Solver` with `FactorState`, whose memory is whether it was rebalanced and the
         memory of `gd`, and `FactorInfo`.
 
     Raises:
-        ValueError: As `gd` and `rebalance`; if `is_symmetric`.
+        ValueError: As `gd` and `rebalance`.
 
     References:
         Xiong, Ding, Du. "How Over-Parameterization Slows Down Gradient Descent in
@@ -117,9 +118,7 @@ def gd_rebalanced(
 
 
 def _unbalanced(problem, num_columns, eta, settings):
-    """`gd` in the form that can be rebalanced."""
-    if settings.get("is_symmetric"):
-        raise ValueError("`is_symmetric` must be False: one factor has no balance.")
+    """`gd` on factors that can be rebalanced."""
     solver = gd(problem, num_columns=num_columns, eta=eta, **settings)
     _check_tall(problem.operator.shape[0], num_columns)
     return solver
@@ -150,6 +149,7 @@ class Rebalanced(NamedTuple):
     drift: Float[Array, ""]
 
 
+@signatures.passes_on(gd)
 def run_rebalanced(
     key: Key[Array, ""],
     problem: SensingProblem,
@@ -161,7 +161,7 @@ def run_rebalanced(
     beta: Hyper = 1.0,
     trigger: Hyper = 0.01,
     every: int = 1,
-    **settings: Unpack[DescentSettings],
+    **settings: Unpack[FactorSettings],
 ) -> Rebalanced:
     """Asymmetric gradient descent, rebalanced once when the residual is small.
 
@@ -170,17 +170,17 @@ def run_rebalanced(
     if it had not, so that lanes that trigger at different steps share one program.
 
     Args:
-        key: Split into an init key and a loop key.
-        problem: One instance.
-        num_columns: k. Static.
-        num_steps: Length of the curve. Static.
-        max_wait: Steps after which a lane goes on without being rebalanced; half of
-            `num_steps` by default. Static.
+        key: Source of the random start.
+        problem: The instance to solve.
+        num_columns: Number k of columns of the factors, at most n1. Static.
+        num_steps: Number of steps of the curve. Static.
+        max_wait: Number of steps after which a lane goes on without being rebalanced,
+            at most num_steps; None for half of num_steps. Static.
         eta: Step size [1/||M||]. Afterwards it contracts by 1 - eta beta^2 a step.
         beta: Singular values of the rebalanced F [sqrt(||M||)].
         trigger: Rebalance once ||A(F G^T) - y|| <= trigger ||y||.
         every: Keep the infos of steps 0, every, 2 every, ... only. Static.
-        **settings: As `gd`; not `is_symmetric`.
+        **settings: Keywords of `gd`.
 
     Returns:
         A `Rebalanced`. Costs num_steps + max_wait steps of `gd`.
@@ -194,13 +194,10 @@ def run_rebalanced(
         Matrix Sensing: The Curses of Symmetry and Initialization". 2023.
         arXiv:2310.01769, equation 5.1.
     """
-    loop.check_num_steps(num_steps, every)
+    num_steps = checks.count("num_steps", num_steps)
+    every = checks.count("every", every)
     max_wait = -(-num_steps // 2) if max_wait is None else max_wait
-    if not isinstance(max_wait, int) or not 1 <= max_wait <= num_steps:
-        raise ValueError(
-            f"`max_wait` must be an integer in 1..{num_steps} (`num_steps`), got "
-            f"{max_wait!r}."
-        )
+    max_wait = checks.count("max_wait", max_wait, most=num_steps)
     solver = _unbalanced(problem, num_columns, eta, settings)
     init_key, loop_key = jr.split(key)
 

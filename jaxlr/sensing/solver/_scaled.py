@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import optax
 
-from jaxlr.core import Hyper, Solver
+from jaxlr.core import Hyper, signatures, Solver
 from jaxlr.linalg import matmul
 from jaxlr.sensing.problem import check_unquantized, SensingProblem
 from jaxlr.sensing.solver._descent import (
@@ -88,6 +88,7 @@ def scale_by_gram(
     return optax.GradientTransformationExtraArgs(init, _update)
 
 
+@signatures.passes_on(descend, start="spectral", imbalance=1.0)
 def scaled_gd(
     problem: SensingProblem,
     *,
@@ -99,12 +100,13 @@ def scaled_gd(
     """ScaledGD; with `damping`, ScaledGD(lambda).
 
     Args:
-        problem: One instance.
-        num_columns: k. Static.
+        problem: The instance to solve.
+        num_columns: Number k of columns of the factors. Static.
         eta: Step size, dimensionless: M need not be scaled. At most about 1 is stable.
-        damping: lambda [||M||]. 0 is for k = r; for k > r take about 0.1 times the
-            smallest singular value of M, and a random start with a tiny `alpha`.
-        **settings: As `gd`; but `start` is "spectral" and `imbalance` 1 by default.
+        damping: lambda, added to the Gram matrices [||M||]. 0 is for k = r; for k > r
+            take about 0.1 times the smallest singular value of M, and a random start
+            with a tiny `alpha`.
+        **settings: Keywords of `descend`.
 
     Returns:
         A `Solver` with `FactorState` and `FactorInfo`: a step of `gd`, and
@@ -120,11 +122,10 @@ def scaled_gd(
         Matrix Sensing". 2023. arXiv:2302.01186.
     """
     chain = optax.chain(scale_by_gram(damping), scale_by_rate(problem, eta))
-    settings.setdefault("start", "spectral")
-    settings.setdefault("imbalance", 1.0)
     return descend(problem, chain, num_columns=num_columns, **settings)
 
 
+@signatures.passes_on(descend, imbalance=1.0)
 def prec_gd(
     problem: SensingProblem,
     *,
@@ -136,11 +137,12 @@ def prec_gd(
     """PrecGD: damped by the norm of the residual, k > r is as fast as k = r.
 
     Args:
-        problem: One instance.
-        num_columns: k. Static.
+        problem: The instance to solve.
+        num_columns: Number k of columns of the factors. Static.
         eta: Step size, dimensionless.
-        damping: lambda over the norm ||A(F G^T) - y|| / sqrt(c) of the iterate [1].
-        **settings: As `gd`; but `imbalance` is 1 by default.
+        damping: What is added to the Gram matrices, over the norm
+            ||A(F G^T) - y|| / sqrt(c) of the iterate [1].
+        **settings: Keywords of `descend`.
 
     Returns:
         A `Solver`, as `scaled_gd`.
@@ -165,10 +167,10 @@ def prec_gd(
         return damping * jnp.sqrt(weight * loss / problem.operator.isotropy)
 
     chain = optax.chain(scale_by_gram(damping_fn), scale_by_rate(problem, eta))
-    settings.setdefault("imbalance", 1.0)
     return descend(problem, chain, num_columns=num_columns, **settings)
 
 
+@signatures.passes_on(descend, imbalance=1.0)
 def noisy_prec_gd(
     problem: SensingProblem,
     *,
@@ -185,12 +187,14 @@ def noisy_prec_gd(
     instead, without knowing the noise.
 
     Args:
-        problem: One instance.
-        num_columns: k. Static.
+        problem: The instance to solve.
+        num_columns: Number k of columns of the factors. Static.
         eta: Step size, dimensionless.
-        damping: lambda_0 [||M||]; of the order of ||M|| or larger.
-        decay: Factor of lambda a step, in (0, 1) and not below the factor of the error.
-        **settings: As `gd`; but `imbalance` is 1 by default.
+        damping: lambda_0, added to the Gram matrices at the first step [||M||]; of the
+            order of ||M|| or larger.
+        decay: Factor by which lambda falls every step, in (0, 1) and not below the
+            factor of the error.
+        **settings: Keywords of `descend`.
 
     Returns:
         A `Solver`, as `scaled_gd`.
@@ -209,5 +213,4 @@ def noisy_prec_gd(
         return first * factor**count
 
     chain = optax.chain(scale_by_gram(damping_fn), scale_by_rate(problem, eta))
-    settings.setdefault("imbalance", 1.0)
     return descend(problem, chain, num_columns=num_columns, **settings)

@@ -9,8 +9,8 @@ import pytest
 from jaxlr import sensing
 from jaxlr.core import loop
 from jaxlr.core.compat import x64
-from jaxlr.sensing import reference
 from jaxlr.sensing.solver._gauss_newton import gauss_newton
+from tests.sensing import reference
 
 
 OPERATORS = {

@@ -11,7 +11,7 @@ import pytest
 from jaxlr import sensing
 from jaxlr.core import loop
 from jaxlr.core.compat import x64
-from jaxlr.sensing import reference
+from tests.sensing import reference
 
 
 OPERATORS = {

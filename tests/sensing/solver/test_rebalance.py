@@ -162,5 +162,5 @@ def test_misuse_is_named():
         )
     with pytest.raises(ValueError, match=r"`num_steps`.*got 0"):
         sensing.run_rebalanced(jr.key(0), problem, num_columns=2, num_steps=0)
-    with pytest.raises(ValueError, match=r"`is_symmetric` must be False"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'is_symmetric'"):
         sensing.gd_rebalanced(problem, num_columns=2, is_symmetric=True)

@@ -10,6 +10,7 @@ from jaxlr import sensing
 from jaxlr.core import loop
 from jaxlr.core.compat import x64
 from jaxlr.sensing.solver._soft_impute import soft_impute
+from tests.sensing import reference
 
 
 def shrink(x, amount):
@@ -54,7 +55,7 @@ def test_a_step_of_any_size_on_gaussian_measurements():
     with x64(True):
         operator = sensing.gaussian(jr.key(0), (6, 5), 20)
         problem = sensing.measure(operator, sensing.low_rank(jr.key(1), (6, 5), 2))
-        a = sensing.reference.matrices(operator).reshape(20, 30)
+        a = reference.matrices(operator).reshape(20, 30)
         solver = soft_impute(problem, penalty=0.1, eta=0.3)
         (state, _), x = loop.run(jr.key(0), solver, 3), np.zeros(30)
     for _ in range(3):

@@ -9,7 +9,7 @@ import pytest
 from jaxlr import sensing
 from jaxlr.core import loop
 from jaxlr.core.compat import x64
-from jaxlr.sensing import reference
+from tests.sensing import reference
 
 
 def make(share=0.0, n=8, rank=2, m=160, seed=0):

@@ -1,0 +1,187 @@
+"""Marginal likelihoods of dense covariances, and hyper-parameters that maximize them.
+
+Letters: n functionals of a Gaussian process, m draws of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.core import Tracer
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import optax
+
+from jaxlr.core import Count
+from jaxlr.covariance import Kernel
+
+
+_MOST_JITTER = 1e-3
+_LINE_SEARCH = 10
+_LEAST_GAIN = 0.01  # nats; rounding alone makes as much at a condition of 1e12
+_PRIOR_DEVIATION = 5.0  # of logarithms; a factor of 150
+
+
+def cholesky(
+    correlations: Float[Array, "n n"], jitter: Float[Array, ""]
+) -> tuple[Float[Array, "n n"], Float[Array, ""]]:
+    """L of C + jitter I, and the jitter: ten times as much as long as that fails.
+
+    Raises:
+        ValueError: If known ones fail up to a jitter of 1e-3; of others L is then NaN.
+    """
+    identity = jnp.eye(len(correlations), dtype=correlations.dtype)
+    known = lax.stop_gradient(correlations)
+
+    def fails(jitter):
+        lower = jnp.linalg.cholesky(known + jitter * identity)
+        return ~jnp.all(jnp.isfinite(lower)) & (jitter < _MOST_JITTER / 2)
+
+    start = lax.stop_gradient(jitter)
+    least = jnp.finfo(start.dtype).tiny
+    jitter = lax.while_loop(fails, lambda j: jnp.maximum(10 * j, least), start)
+    lower = jnp.linalg.cholesky(correlations + jitter * identity)
+    if not isinstance(lower, Tracer) and not jnp.all(jnp.isfinite(lower)):
+        raise ValueError(
+            "The `kernels` give correlations that are not positive definite, nor with "
+            f"a jitter of {jitter:.1g}."
+        )
+    return lower, jitter
+
+
+def correlate(
+    covariance: Float[Array, "n n"],
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
+    """Correlations, and standard deviations."""
+    scale = jnp.sqrt(jnp.diagonal(covariance))
+    return covariance / scale[:, None] / scale, scale
+
+
+def log_likelihood(
+    covariance: Float[Array, "n n"],
+    data: Float[Array, "n _"],
+    jitter: Float[Array, ""],
+    num_draws: Count = 1,
+) -> Float[Array, ""]:
+    """Of a draw under its covariance, the mean over draws, in nats.
+
+    The covariance is taken times the number that makes the draws likeliest: its own
+    scale does not matter. Other columns may stand for the draws, of the same sum of
+    products `data @ data.T`. 0 where all data are 0, which tell nothing.
+    """
+    correlations, scale = correlate(covariance)
+    n = len(scale)
+    lower = jnp.linalg.cholesky(correlations + jitter * jnp.eye(n, dtype=scale.dtype))
+    white = jax.scipy.linalg.solve_triangular(lower, data / scale[:, None], lower=True)
+    variance = jnp.sum(white**2) / (n * num_draws)
+    is_empty = variance == 0
+    variance = jnp.where(is_empty, 1, variance)  # NaN stays
+    logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(lower) * scale))
+    value = -(n * (jnp.log(2 * jnp.pi * variance) + 1) + logdet) / 2
+    return jnp.where(is_empty, 0, value)
+
+
+def maximize(
+    likelihood_fn: Callable[[Kernel, Float[Array, ""]], Float[Array, ""]],
+    covariance_fn: Callable[[Kernel], Float[Array, "n n"]],
+    starts: Sequence[Kernel],
+    num_evaluations: int,
+    jitter: Float[Array, ""],
+) -> tuple[Kernel, Float[Array, ""]]:
+    """The likeliest kernel that L-BFGS finds from one of the starts, and how likely.
+
+    Starts go one after the other, in one compile: batches of factorizations may wait
+    for each other (`batching.one_by_one`). The jitter with which a start's Cholesky
+    factorization succeeds stays for its training. Ends too when a step gains less than
+    a hundredth of a nat. A wide log-normal prior around the start holds what is trained
+    in its logarithm: rates of components without weight, which the likelihood does not
+    see and derivatives do. It does not count in what is returned.
+
+    Args:
+        likelihood_fn: Of a kernel and a jitter, in nats.
+        covariance_fn: What the likelihood factors.
+        starts: Of one structure.
+        num_evaluations: Bound on evaluations of likelihood and gradient for each start.
+        jitter: Where escalation starts.
+    """
+    line_search = min(_LINE_SEARCH, num_evaluations - 1)
+    solver: Any = optax.lbfgs(
+        linesearch=optax.scale_by_zoom_linesearch(
+            max(line_search, 1), initial_guess_strategy="one"
+        )
+    )
+
+    def train(start):
+        _, used = cholesky(correlate(covariance_fn(_from_logs(start)))[0], jitter)
+
+        def loss_fn(params):
+            value = _distance(params, start) - likelihood_fn(_from_logs(params), used)
+            return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+        value_and_grad_fn = optax.value_and_grad_from_state(loss_fn)
+
+        def body(carry):
+            params, state, before, _, num = carry
+            value, grad = value_and_grad_fn(params, state=state)
+            updates, state = solver.update(
+                grad, state, params, value=value, grad=grad, value_fn=loss_fn
+            )
+            params = optax.apply_updates(params, updates)
+            num += state[-1].info.num_linesearch_steps
+            return params, state, value, before - value, num
+
+        def goes_on(carry):
+            *_, gain, num = carry
+            return (gain > _LEAST_GAIN) & (num + line_search <= num_evaluations)
+
+        params, big = start, jnp.asarray(jnp.inf, used.dtype)
+        if line_search > 0:
+            carry = start, solver.init(start), big, big, jnp.asarray(1)
+            params, *_ = lax.while_loop(goes_on, body, carry)
+            params = jax.tree.map(lax.stop_gradient, params)
+        value = likelihood_fn(_from_logs(params), used)
+        is_good = jnp.isfinite(value)
+        params = jax.tree.map(lambda x, y: jnp.where(is_good, x, y), params, start)
+        return params, jnp.where(is_good, value, -jnp.inf)
+
+    logs = [_to_logs(kernel, jitter.dtype) for kernel in starts]
+    if len(logs) == 1:
+        params, likelihood = train(logs[0])
+        return _from_logs(params), likelihood
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *logs)
+    params, likelihoods = lax.map(train, stacked)
+    best = jnp.argmax(likelihoods)
+    params, likelihood = jax.tree.map(lambda x: x[best], (params, likelihoods))
+    return _from_logs(params), likelihood
+
+
+def _name(path):
+    return getattr(path[-1], "name", "")
+
+
+def _distance(params, start):
+    """Minus the prior's log density, in nats, up to a constant."""
+
+    def of(path, x, y):
+        is_free = _name(path).startswith(("log_", "frequencies"))
+        return 0 if is_free else jnp.sum((x - y) ** 2) / (2 * _PRIOR_DEVIATION**2)
+
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of, params, start)))
+
+
+def _to_logs(kernel, dtype):
+    def to(path, x):
+        x = jnp.asarray(x, dtype)
+        return x if _name(path).startswith(("log_", "frequencies")) else jnp.log(x)
+
+    return jax.tree_util.tree_map_with_path(to, kernel)
+
+
+def _from_logs(params):
+    def back(path, x):
+        if _name(path) == "frequencies":
+            return lax.stop_gradient(x)
+        return x if _name(path).startswith("log_") else jnp.exp(x)
+
+    return jax.tree_util.tree_map_with_path(back, params)
