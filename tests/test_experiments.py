@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import importlib
-import json
 
 import jax
 import jax.random as jr
@@ -147,7 +146,7 @@ def test_results_are_labelled(name, smoke_results):
     for variable in results.data_vars.values():
         if not variable.name.endswith("_length"):
             assert variable.attrs.get("long_name"), variable.name
-    assert json.loads(results.attrs["hparams"])
+    assert lab.hparams(results)
 
 
 @by_name()

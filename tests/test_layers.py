@@ -1,6 +1,7 @@
 """The import rule, checked on the syntax tree: down a floor, never sideways or up."""
 
 import ast
+import graphlib
 from pathlib import Path
 import subprocess
 import sys
@@ -86,6 +87,43 @@ def test_experiments_import_jaxlr_and_its_core_dependencies(path):
     }
     shared = "." if path.parent.name == "common" else "..common"
     assert names <= ALLOWED_IN_EXPERIMENTS | set(sys.stdlib_module_names) | {shared}
+
+
+def import_circle(root):
+    """Modules of `root / "jaxlr"` that import each other, also within functions."""
+    paths = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path
+        for path in (root / "jaxlr").rglob("*.py")
+    }
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = {}
+    for name, path in paths.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {x if x in paths else node.module for x in full}
+        # Everybody may ask jaxlr for its version.
+        graph[name] = (found & paths.keys()) - {name, "jaxlr"}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_imports_in_a_circle():
+    assert import_circle(ROOT) == []
+
+
+def test_a_circle_through_a_function_is_seen(tmp_path):
+    package = tmp_path / "jaxlr/lab"
+    package.mkdir(parents=True)
+    (package / "one.py").write_text("from jaxlr.lab import two")
+    (package / "two.py").write_text("def f():\n    from jaxlr.lab.one import g")
+    assert set(import_circle(tmp_path)) == {"jaxlr.lab.one", "jaxlr.lab.two"}
 
 
 def test_import_jaxlr_is_light():

@@ -61,7 +61,7 @@ MASKS = {
     "none": {},
     "causal": {"is_causal": True},
     "windows": {"local_window_size": 100},
-    "ordered": {"ordered": True, "is_causal": True},
+    "ordered": {"is_ordered": True, "is_causal": True},
 }
 
 

@@ -132,7 +132,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
 
 
-DIM = "pattern_percent_side_lengthscale"
+DIM = lab.dimension_name(("pattern", "percent", "side", "lengthscale"))
 
 
 def claims(results) -> list[Claim]:

@@ -221,7 +221,7 @@ def figure(results):
     return page
 
 
-DIM = "problem_component"
+DIM = lab.dimension_name(("problem", "component"))
 COLORS = {"gaussian": "C0", "student": "C1"}
 
 

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
 
-from jaxlr import pde
+from jaxlr import lab, pde
 from jaxlr.core import Axis, checks, Claim, Experiment, from_optax, loop, Solver
 
 
@@ -183,7 +183,7 @@ def figure(results):
 
 
 DIM_NAMES = ("problem", "component", "num_steps")
-DIM = "_".join(DIM_NAMES)
+DIM = lab.dimension_name(DIM_NAMES)
 SHORT = "6000"
 LONG = (
     ("poisson_1d_sin", "gaussian", 31_500),

@@ -20,8 +20,6 @@ References:
     Minimization in Nearly Linear Time". 2023. arXiv:2302.11068.
 """
 
-import json
-
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -89,7 +87,7 @@ AXES = {"num_inner": (0, 1, 2), "percent": (250, 300, 400)}
 
 def claims(results) -> list[Claim]:
     """Success, two iterations against exact solves, and one against them."""
-    tolerance = json.loads(results.attrs["hparams"])["tolerance"]
+    tolerance = lab.hparams(results)["tolerance"]
     is_met = (results["error"] <= tolerance).any("step")
     sweeps = results["num_sweeps"].where(is_met)  # what was not reached has no ratio
     ratio = sweeps / sweeps.sel(num_inner=0)
@@ -127,7 +125,7 @@ def figure(results):
     from matplotlib.figure import Figure
 
     shares = results["percent"].values
-    settings = json.loads(results.attrs["hparams"])
+    settings = lab.hparams(results)
     page = Figure(figsize=(3.6 * len(shares) + 1, 3.6), layout="constrained")
     panels = page.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     for axis, share in zip(panels, shares, strict=True):

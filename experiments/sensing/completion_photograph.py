@@ -182,7 +182,7 @@ def _flops(hparams, num_fitted):
             return 24 * n**3
 
 
-SETTING = "algorithm_num_columns"
+SETTING = lab.dimension_name(("algorithm", "num_columns"))
 SETTINGS = (
     *(("exact", k) for k in (8, 16, 32)),
     *(("sketched", k) for k in (8, 16, 32)),

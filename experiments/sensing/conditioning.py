@@ -32,7 +32,6 @@ References:
 """
 
 import itertools
-import json
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -151,7 +150,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
 
 FIELDS = ("method", "form", "num_columns", "num_steps", "condition", "eta")
-DIM = "_".join(FIELDS)
+DIM = lab.dimension_name(FIELDS)
 
 
 def _axes(gd_steps, noisy_steps, conditions, forms):
@@ -260,7 +259,7 @@ def figure(results):
     rows = page.subplots(len(forms), len(METHODS), sharey="col", squeeze=False)
     label = r"$\|FG^T - M\|_F\,/\,\|M\|_F$ [1]"
     steps = results["step"].values
-    tolerance = json.loads(results.attrs["hparams"])["tolerance"]
+    tolerance = lab.hparams(results)["tolerance"]
     conditions = np.unique(results["condition"])
     colors = dict(zip(conditions, itertools.cycle(_COLORS), strict=False))
     for row, form in zip(rows, forms, strict=True):

@@ -30,8 +30,6 @@ References:
     arXiv:2202.08788.
 """
 
-import json
-
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -168,7 +166,7 @@ AXES = {
 def claims(results) -> list[Claim]:
     """The target in all cells, what other losses do there, and the scale of signs."""
     paper = "Ma, Fattahi (2022)"
-    rank = json.loads(results.attrs["hparams"])["rank"]
+    rank = lab.hparams(results)["rank"]
     subgm = results["subgm_final"]
     spoilt = results.isel(outlier_share=results["outlier_share"].values > 0)
     clean = results.sel(outlier_share=0.0)
@@ -249,7 +247,7 @@ def figure(results):
     for axis in panels[-1]:
         axis.set_xlabel("step")
     panels[0, 0].legend(fontsize=8)
-    rank = json.loads(results.attrs["hparams"])["rank"]
+    rank = lab.hparams(results)["rank"]
     page.suptitle(
         f"Rank r = {rank} from {least} measurements: medians and ranges of seeds"
     )

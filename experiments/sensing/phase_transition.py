@@ -26,8 +26,6 @@ References:
     Cai, Zhang. "ROP: Matrix Recovery via Rank-One Projections". 2015. arXiv:1310.5791.
 """
 
-import json
-
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -161,12 +159,12 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
 
 
-DIM = "ensemble_method"
+DIM = lab.dimension_name(("ensemble", "method"))
 
 
 def _oversampling(results):
     """Ratio m / d of every cell, by number of measurements and rank."""
-    n = json.loads(results.attrs["hparams"])["n"]
+    n = lab.hparams(results)["n"]
     freedom = [
         theory.degrees_of_freedom((n, n), int(r)) for r in results["rank"].values
     ]

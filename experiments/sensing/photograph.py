@@ -26,8 +26,6 @@ References:
     2021. arXiv:2106.15013.
 """
 
-import json
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -220,7 +218,7 @@ AXES = {
         ("blocks", 16, 0.1),
     ),
 }
-SETTING = "measurements_num_columns_alpha"
+SETTING = lab.dimension_name(("measurements", "num_columns", "alpha"))
 
 
 def _select(results, measurements, *, is_wide, is_small):
@@ -236,7 +234,7 @@ def _select(results, measurements, *, is_wide, is_small):
 def claims(results) -> list[Claim]:
     """Shares, width, start, reference and stopping; every photograph and seed."""
     percent = np.sort(results["percent"].values)
-    size = json.loads(results.attrs["hparams"])["size"]
+    size = lab.hparams(results)["size"]
     made = []
     for kind in MEASUREMENTS:
         narrow = _select(results, kind, is_wide=False, is_small=True)

@@ -191,7 +191,7 @@ def figure(results):
 
 
 _COLORS = ("#000000", "#E69F00", "#56B4E9", "#0072B2")
-DIM = "num_shards_rho"
+DIM = lab.dimension_name(("num_shards", "rho"))
 CELLS = [(1, 0.0), (1, 0.1), (20, 0.03), (20, 0.1)]
 
 EXPERIMENT = Experiment(

@@ -231,7 +231,7 @@ def figure(results):
 
 RHO, NUM_SHARDS = 0.05, 8
 COLORS = ("#000000", "#E69F00", "#0072B2")
-DIM = "num_shards_rho"
+DIM = lab.dimension_name(("num_shards", "rho"))
 
 EXPERIMENT = Experiment(
     run=run,

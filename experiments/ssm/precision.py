@@ -105,7 +105,7 @@ def figure(results):
     return page
 
 
-DIM = "kind_n"
+DIM = lab.dimension_name(("kind", "n"))
 CELLS = (
     *((kind, 64) for kind in ("legs", "lin", "inv", "inv2", "quad", "real")),
     ("legs", 256),

@@ -1,11 +1,8 @@
 """Which degree of a polynomial is certain to do, and whether one is."""
 
 import math
-from typing import Any
 
-from jax.core import Tracer
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlr.attention.theory import (
     certified_error,
@@ -13,36 +10,35 @@ from jaxlr.attention.theory import (
     score_bound,
     too_many_features,
 )
+from jaxlr.core import checks
 
 
 _MOST_DEGREE = 30
 
 
 def check_bounds(degree, entry_bound, error_bound, implementation):
-    """Arguments such as `tensor_attention` takes.
+    """The degree, if these are arguments such as `tensor_attention` takes.
 
     Raises:
         ValueError: If they are not.
     """
-    is_auto = degree == "auto"
-    if not is_auto and (not isinstance(degree, int | np.integer) or degree < 0):
-        raise ValueError(f"`degree` must be an integer >= 0 or 'auto', got {degree!r}.")
-    if is_auto and error_bound is None:
+    if degree != "auto":
+        degree = checks.count("degree", degree, least=0)
+    elif error_bound is None:
         raise ValueError("`degree='auto'` needs `error_bound`.")
     may_be_exact = implementation is None and error_bound is None
     for name, bound in (("error_bound", error_bound), ("entry_bound", entry_bound)):
         if bound is None:
             continue
-        if isinstance(bound, Tracer) or not bound > 0:
-            raise ValueError(
-                f"`{name}` must be a positive number known while tracing, got "
-                f"{bound!r}."
-            )
+        if not checks.known(bound):
+            raise ValueError(f"`{name}` must be known while tracing, got {bound!r}.")
+        checks.positive(name, bound)
         if may_be_exact or implementation not in (None, "polynomial"):
             raise ValueError(
                 f"`{name}` is of polynomials, got {bound!r} with `implementation` "
                 f"{implementation!r}; use 'polynomial', or None with `error_bound`."
             )
+    return degree
 
 
 def choose(degree, query, keys, scale, entry_bound, error_bound):
@@ -52,8 +48,7 @@ def choose(degree, query, keys, scale, entry_bound, error_bound):
         ValueError: Where nothing bounds the scores of traced arrays.
     """
     arrays = query, *keys
-    is_known = not any(isinstance(x, Tracer) for x in arrays)
-    if entry_bound is not None and is_known:
+    if entry_bound is not None and checks.known(arrays):
         most = max(float(jnp.max(jnp.abs(x))) for x in arrays)
         if not most <= entry_bound * (1 + 1e-6):
             return (
@@ -61,33 +56,26 @@ def choose(degree, query, keys, scale, entry_bound, error_bound):
                 f"{entry_bound:.3g}."
             ), degree
     features = query.shape[-1]
-    is_scale_known = not isinstance(scale, Tracer)
-    most: Any = None
     if error_bound is None:
-        tries = [degree]
+        return too_many_features(features, degree), degree
+    if not checks.known(scale, () if entry_bound is not None else arrays):
+        raise ValueError(
+            "`error_bound` needs `entry_bound` and a known `scale` where arrays are "
+            "not known: under jit, grad or vmap."
+        )
+    if entry_bound is not None:
+        most = entry_score_bound(entry_bound, features, len(keys), scale)
     else:
-        if entry_bound is not None and is_scale_known:
-            most = entry_score_bound(entry_bound, features, len(keys), scale)
-        elif is_known and is_scale_known:
-            most = float(abs(scale) * score_bound(query, keys))
-        else:
-            raise ValueError(
-                "`error_bound` needs `entry_bound` and a known `scale` where arrays "
-                "are not known: under jit, grad or vmap."
-            )
-        tries = range(0, _MOST_DEGREE + 1, 2) if degree == "auto" else [degree]
-    tried, error, rounding = 0, math.inf, 0.0
-    if error_bound is not None:
-        # Sums of p(s) >= e^-R are made of terms up to e^R.
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        growth = 4 * math.exp(min(2 * most, 500)) * float(jnp.finfo(wide).eps)
-        rounding = growth + float(jnp.finfo(query.dtype).eps)
-    for tried in tries:
+        most = float(abs(scale) * score_bound(query, keys))
+    # Sums of p(s) >= e^-R are made of terms up to e^R.
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    growth = 4 * math.exp(min(2 * most, 500)) * float(jnp.finfo(wide).eps)
+    rounding = growth + float(jnp.finfo(query.dtype).eps)
+    tried, error = 0, math.inf
+    for tried in range(0, _MOST_DEGREE + 1, 2) if degree == "auto" else [degree]:
         reason = too_many_features(features, tried)
         if reason is not None:
             return reason, degree
-        if error_bound is None:
-            return None, tried
         error = float(certified_error(tried, most)) + rounding
         if error <= error_bound:
             return None, tried
@@ -100,12 +88,12 @@ def choose(degree, query, keys, scale, entry_bound, error_bound):
 
 
 def check_positive(lse, degree):
-    """Of known sums of shares.
+    """Refuse known sums of shares that are not positive, as of an odd degree.
 
     Raises:
-        ValueError: If one is not positive at an odd degree.
+        ValueError: If one is not.
     """
-    if degree % 2 and not isinstance(lse, Tracer) and bool(jnp.any(jnp.isnan(lse))):
+    if degree % 2 and checks.known(lse) and bool(jnp.any(jnp.isnan(lse))):
         raise ValueError(
             f"A polynomial of odd `degree` {degree} gave a sum of shares that is not "
             "positive; use an even degree."

@@ -65,7 +65,7 @@ def features(x, degree):
 def obstacle(mask, windows, is_ordered):
     """Why masks do not leave sums over each mode apart; None if they do."""
     if is_ordered and set(windows) not in ({(None, None)}, {(None, 0)}):
-        return "`ordered` with `local_window_size` is not linear: use an exact form."
+        return "`is_ordered` with `local_window_size` is not linear: use an exact form."
     if mask is not None and sum(size > 1 for size in mask.shape[2:]) > 1:
         return (
             "`mask` must be of queries or one mode's positions alone for a polynomial, "

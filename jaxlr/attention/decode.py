@@ -9,24 +9,25 @@ import functools as ft
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-import numpy as np
 
 from jaxlr.attention._polynomial import features, normalized, table
 from jaxlr.attention.theory import too_many_features
+from jaxlr.core import checks
 
 
 class PolynomialState(eqx.Module):
     """What positions so far leave behind: 8 B N r (d + 1) bytes for two modes.
 
     Attributes:
-        sums: Of each mode, features times values and a one, (B, N, r, d + 1).
-        degree: Of the polynomial. Static.
-        ordered: Whether positions must not fall from mode to mode. Static.
+        sums: Sum over positions of features times values and a one, (B, N, r, d + 1)
+            for each mode.
+        degree: Degree of the polynomial. Static.
+        is_ordered: Whether positions must not fall from mode to mode. Static.
     """
 
     sums: tuple[Float[Array, "B N r _"], ...]
     degree: int = eqx.field(static=True)
-    ordered: bool = eqx.field(static=True)
+    is_ordered: bool = eqx.field(static=True)
 
 
 def init_state(
@@ -36,19 +37,19 @@ def init_state(
     head_dim: int,
     *,
     degree: int = 4,
-    ordered: bool = False,
+    is_ordered: bool = False,
     dtype: jnp.dtype = jnp.float32,
 ) -> PolynomialState:
-    """Before any position.
+    """The state before any position.
 
     Args:
-        num_modes: Key and value sets.
-        batch_size: B.
-        num_heads: N.
-        head_dim: d.
-        degree: Of the polynomial; even ones keep shares positive.
-        ordered: As `tensor_attention`.
-        dtype: Of the sums; float32 or wider, or few positions would be counted.
+        num_modes: Number of sets of keys and values, which queries see tuples of.
+        batch_size: Number B of sequences.
+        num_heads: Number N of heads of queries.
+        head_dim: Number d of features of a head.
+        degree: Degree of the polynomial; even ones keep shares positive.
+        is_ordered: Whether positions must not fall from mode to mode.
+        dtype: Type of the sums: float32 or wider, or few positions would be counted.
 
     Raises:
         ValueError: Unless all numbers are at least 1, and the degree at least 0; for
@@ -56,21 +57,17 @@ def init_state(
     """
     if jnp.promote_types(dtype, jnp.float32) != dtype:
         raise ValueError(f"`dtype` must be float32 or float64, got {dtype!r}.")
-    for name, value, least in (
-        ("num_modes", num_modes, 1),
-        ("batch_size", batch_size, 1),
-        ("num_heads", num_heads, 1),
-        ("head_dim", head_dim, 1),
-        ("degree", degree, 0),
-    ):
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+    num_modes = checks.count("num_modes", num_modes)
+    batch_size = checks.count("batch_size", batch_size)
+    num_heads = checks.count("num_heads", num_heads)
+    head_dim = checks.count("head_dim", head_dim)
+    degree = checks.count("degree", degree, least=0)
     reason = too_many_features(head_dim, degree)
     if reason is not None:
         raise ValueError(reason)
     _, weights = table(head_dim, degree)
     shape = batch_size, num_heads, weights.size, head_dim + 1
-    return PolynomialState((jnp.zeros(shape, dtype),) * num_modes, degree, ordered)
+    return PolynomialState((jnp.zeros(shape, dtype),) * num_modes, degree, is_ordered)
 
 
 def update(
@@ -81,9 +78,9 @@ def update(
     """With one position more, of every mode: 2 B N r (d + 1) flops a mode.
 
     Args:
-        state: Of the positions before.
-        keys: (B, K, d) a mode; K divides N.
-        values: Likewise.
+        state: What the positions before left behind.
+        keys: Keys at the position, an array (B, K, d) for each mode; K divides N.
+        values: Values at the position, an array for each of `keys`, of its shape.
 
     Raises:
         ValueError: For another number of modes, or shapes that are not the state's.
@@ -116,8 +113,8 @@ def update(
         value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
         row = features(key, state.degree)[..., None] * value[..., None, :]
         sums.append(before + row * within)
-        within = sums[-1] if state.ordered else 1.0
-    return PolynomialState(tuple(sums), state.degree, state.ordered)
+        within = sums[-1] if state.is_ordered else 1.0
+    return PolynomialState(tuple(sums), state.degree, state.is_ordered)
 
 
 def _divides(number, total):
@@ -137,9 +134,9 @@ def query(
     What `tensor_attention(implementation="polynomial", is_causal=True)` gives it.
 
     Args:
-        state: Of the positions.
-        queries: Q.
-        scale: Multiplies scores. None: d^-1/2.
+        state: What the positions so far left behind.
+        queries: A query for each head.
+        scale: Number that multiplies all scores; None for d^-1/2.
 
     Raises:
         ValueError: For a shape that is not the state's.
@@ -151,7 +148,7 @@ def query(
     factor = shape[-1] ** -0.5 if scale is None else scale
     _, weights = table(shape[-1], state.degree)
     phi = features(queries.astype(sums[0].dtype) * factor, state.degree)
-    product = sums[-1] if state.ordered else ft.reduce(jnp.multiply, sums)
+    product = sums[-1] if state.is_ordered else ft.reduce(jnp.multiply, sums)
     both = jnp.einsum(
         "bnr,bnrc->bnc",
         phi * jnp.asarray(weights, phi.dtype),

@@ -3,30 +3,41 @@
 Letters: L steps, H features, N heads of d features, modes of keys and values.
 """
 
-from typing import Any
+from typing import TypedDict, Unpack
 
 import equinox as eqx
 import jax
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from jaxlr.attention.tensor import tensor_attention
+from jaxlr.attention.tensor import AttentionSettings, tensor_attention
+from jaxlr.core import checks, signatures
+
+
+class ProjectionSettings(TypedDict, total=False):
+    """Keywords of `TensorMultiheadAttention` that a block passes on to it."""
+
+    num_modes: int
+    head_dim: int | None
+    num_kv_heads: int | None
+    use_bias: bool
 
 
 class TensorMultiheadAttention(eqx.Module):
     """Every step attends to all tuples of steps: y of shape (L, H) from x of (L, H).
 
     Queries, and keys and values of every mode, are linear in x; the outputs of all
-    heads, side by side, are projected back. Options of `tensor_attention` are options
-    of a call. 2 (2 + 2 modes) L H N d flops beside the attention.
+    heads, side by side, are projected back. 2 (2 + 2 modes) L H N d flops beside the
+    attention.
 
     Attributes:
-        query: To the queries of all heads.
-        keys: A projection a mode.
-        values: Likewise.
-        output: From the outputs of all heads.
-        num_heads: N. Static.
-        num_kv_heads: Heads of keys; each serves N / num_kv_heads queries. Static.
+        query: Projection of features to the queries of all heads.
+        keys: A projection of features to keys for each mode.
+        values: A projection of features to values for each mode.
+        output: Projection of the outputs of all heads to features.
+        num_heads: Number N of heads of queries. Static.
+        num_kv_heads: Number of heads of keys and values; each serves N / num_kv_heads
+            heads of queries. Static.
     """
 
     query: eqx.nn.Linear
@@ -50,12 +61,12 @@ class TensorMultiheadAttention(eqx.Module):
         """Projections of a uniform start.
 
         Args:
-            key: Source of the weights.
-            num_features: H.
-            num_heads: N.
-            num_modes: Key and value sets; 1 is ordinary attention.
-            head_dim: d. None: H / N.
-            num_kv_heads: None: N.
+            key: Random key that the weights are drawn from.
+            num_features: Number H of features of a step.
+            num_heads: Number N of heads of queries.
+            num_modes: Number of sets of keys and values; 1 is ordinary attention.
+            head_dim: Number d of features of a head; None for H / N.
+            num_kv_heads: Number of heads of keys and values; None for N.
             use_bias: Whether projections have a bias.
 
         Raises:
@@ -63,16 +74,12 @@ class TensorMultiheadAttention(eqx.Module):
                 `num_heads`, or, without `head_dim`, a `num_heads` that does not divide
                 `num_features`.
         """
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        for name, value in (
-            ("num_features", num_features),
-            ("num_heads", num_heads),
-            ("num_modes", num_modes),
-            ("num_kv_heads", num_kv_heads),
-            ("head_dim", 1 if head_dim is None else head_dim),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+        num_features = checks.count("num_features", num_features)
+        num_heads = checks.count("num_heads", num_heads)
+        num_modes = checks.count("num_modes", num_modes)
+        if num_kv_heads is None:
+            num_kv_heads = num_heads
+        num_kv_heads = checks.count("num_kv_heads", num_kv_heads)
         if num_heads % num_kv_heads:
             raise ValueError(
                 f"`num_kv_heads` must divide `num_heads`, got {num_kv_heads} and "
@@ -83,7 +90,9 @@ class TensorMultiheadAttention(eqx.Module):
                 "`num_heads` must divide `num_features` without a `head_dim`, got "
                 f"{num_heads} and {num_features}."
             )
-        head_dim = num_features // num_heads if head_dim is None else head_dim
+        if head_dim is None:
+            head_dim = num_features // num_heads
+        head_dim = checks.count("head_dim", head_dim)
         query_key, output_key, *keys = jr.split(key, 2 + 2 * num_modes)
         linear = eqx.nn.Linear
 
@@ -98,22 +107,25 @@ class TensorMultiheadAttention(eqx.Module):
         self.output = linear(size, num_features, use_bias, key=output_key)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
 
+    @signatures.passes_on(tensor_attention)
     def __call__(
         self,
         x: Float[Array, "L H"],
         *,
         key: Key[Array, ""] | None = None,
-        **options: Any,
+        **settings: Unpack[AttentionSettings],
     ) -> Float[Array, "L H"]:
-        """Of a whole sequence.
+        """The features of every step, from those of all steps that it sees.
+
+        Masks and lengths start with an axis of length 1, that of sequences.
 
         Args:
-            x: Features.
+            x: Features of every step of a sequence.
             key: Not used; `eqx.nn.Sequential` gives one.
-            **options: Of `tensor_attention`; masks and lengths start with an axis of 1.
+            **settings: Keywords of `tensor_attention`.
 
         Raises:
-            ValueError: As `tensor_attention`.
+            ValueError: For what `tensor_attention` refuses.
         """
 
         def heads(projection, number):
@@ -123,7 +135,7 @@ class TensorMultiheadAttention(eqx.Module):
             heads(self.query, self.num_heads),
             tuple(heads(key, self.num_kv_heads) for key in self.keys),
             tuple(heads(value, self.num_kv_heads) for value in self.values),
-            **options,
+            **settings,
         )
         return jax.vmap(self.output)(out.reshape(x.shape[0], -1))
 
@@ -132,11 +144,11 @@ class TransformerBlock(eqx.Module):
     """Norm, attention and the input added; norm, two layers with GELU, and added again.
 
     Attributes:
-        attention: Over tuples of steps.
-        attention_norm: Before it.
-        up: To the hidden features.
-        down: From them.
-        mlp_norm: Before those.
+        attention: Attention over tuples of steps.
+        attention_norm: Norm of what the attention is given.
+        up: Linear layer from the features to the hidden ones.
+        down: Linear layer from the hidden features back.
+        mlp_norm: Norm of what these two layers are given.
     """
 
     attention: TensorMultiheadAttention
@@ -145,6 +157,7 @@ class TransformerBlock(eqx.Module):
     down: eqx.nn.Linear
     mlp_norm: eqx.nn.LayerNorm
 
+    @signatures.passes_on(TensorMultiheadAttention.__init__)
     def __init__(
         self,
         key: Key[Array, ""],
@@ -152,51 +165,54 @@ class TransformerBlock(eqx.Module):
         num_heads: int,
         *,
         num_hidden: int | None = None,
-        **options: Any,
+        **settings: Unpack[ProjectionSettings],
     ):
         """A block with weights of a uniform start.
 
         Args:
-            key: Source of the weights.
-            num_features: H.
-            num_heads: N.
-            num_hidden: Hidden features. None: 4 H.
-            **options: Of `TensorMultiheadAttention`.
+            key: Random key that the weights are drawn from.
+            num_features: Number H of features of a step.
+            num_heads: Number N of heads of queries.
+            num_hidden: Number of hidden features; None for 4 H.
+            **settings: Keywords of `TensorMultiheadAttention`.
 
         Raises:
-            ValueError: As `TensorMultiheadAttention`; for a `num_hidden` below 1.
+            ValueError: For what `TensorMultiheadAttention` refuses, and for a
+                `num_hidden` below 1.
         """
-        num_hidden = 4 * num_features if num_hidden is None else num_hidden
-        if not isinstance(num_hidden, int) or num_hidden < 1:
-            raise ValueError(
-                f"`num_hidden` must be an integer >= 1, got {num_hidden!r}."
-            )
+        num_features = checks.count("num_features", num_features)
+        if num_hidden is None:
+            num_hidden = 4 * num_features
+        num_hidden = checks.count("num_hidden", num_hidden)
         attention_key, up_key, down_key = jr.split(key, 3)
         self.attention = TensorMultiheadAttention(
-            attention_key, num_features, num_heads, **options
+            attention_key, num_features, num_heads, **settings
         )
         self.attention_norm = eqx.nn.LayerNorm(num_features)
         self.up = eqx.nn.Linear(num_features, num_hidden, key=up_key)
         self.down = eqx.nn.Linear(num_hidden, num_features, key=down_key)
         self.mlp_norm = eqx.nn.LayerNorm(num_features)
 
+    @signatures.passes_on(tensor_attention)
     def __call__(
         self,
         x: Float[Array, "L H"],
         *,
         key: Key[Array, ""] | None = None,
-        **options: Any,
+        **settings: Unpack[AttentionSettings],
     ) -> Float[Array, "L H"]:
-        """Of a whole sequence.
+        """The features of every step, from those of all steps that it sees.
+
+        Masks and lengths start with an axis of length 1, that of sequences.
 
         Args:
-            x: Features.
+            x: Features of every step of a sequence.
             key: Not used; `eqx.nn.Sequential` gives one.
-            **options: Of `tensor_attention`.
+            **settings: Keywords of `tensor_attention`.
 
         Raises:
-            ValueError: As `tensor_attention`.
+            ValueError: For what `tensor_attention` refuses.
         """
-        x = x + self.attention(jax.vmap(self.attention_norm)(x), **options)
+        x = x + self.attention(jax.vmap(self.attention_norm)(x), **settings)
         hidden = jax.nn.gelu(jax.vmap(self.up)(jax.vmap(self.mlp_norm)(x)))
         return x + jax.vmap(self.down)(hidden)

@@ -7,17 +7,16 @@ features of a head.
 """
 
 from collections.abc import Sequence
-from typing import Any, get_args, Literal, TypeAlias
+from typing import Any, get_args, Literal, TypeAlias, TypedDict
 
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 import numpy as np
 
 from jaxlr import kernels
-from jaxlr.attention import _certainty as certainty, _polynomial
-from jaxlr.core import errors, Hyper
+from jaxlr.attention import _certainty, _polynomial
+from jaxlr.core import checks, Hyper
 from jaxlr.kernels.tensor_attention import Window
 
 
@@ -26,7 +25,21 @@ Implementation: TypeAlias = Literal[
 ]
 LocalWindow: TypeAlias = int | Sequence[int | tuple[int, int] | None] | None
 
-_IMPLEMENTATIONS = get_args(Implementation)
+
+class AttentionSettings(TypedDict, total=False):
+    """Keywords of `tensor_attention` that layers pass on to it."""
+
+    mask: Bool[Array, "..."] | None
+    scale: Hyper | None
+    is_causal: bool
+    is_ordered: bool
+    local_window_size: LocalWindow
+    key_lengths: Int[ArrayLike, " B"] | Sequence[Any] | None
+    implementation: Implementation | None
+    degree: int | Literal["auto"]
+    entry_bound: float | None
+    error_bound: float | None
+    precision: str | None
 
 
 def tensor_attention(
@@ -37,7 +50,7 @@ def tensor_attention(
     mask: Bool[Array, "..."] | None = None,
     scale: Hyper | None = None,
     is_causal: bool = False,
-    ordered: bool = False,
+    is_ordered: bool = False,
     local_window_size: LocalWindow = None,
     key_lengths: Int[ArrayLike, " B"] | Sequence[Any] | None = None,
     implementation: Implementation | None = None,
@@ -50,28 +63,28 @@ def tensor_attention(
     """Attention of every query to all tuples of positions, a position of each mode.
 
     With one mode this is `jax.nn.dot_product_attention`. The order of the modes does
-    not matter, unless `ordered`. In float32 the exact forms are within 2e-6 of float64
-    and their gradients within 5e-6, for scores of standard deviation 1.
+    not matter, unless `is_ordered`. In float32 the exact forms are within 2e-6 of
+    float64 and their gradients within 5e-6, for scores of standard deviation 1.
 
     Args:
-        query: Q.
+        query: The queries q_i of all heads.
         keys: An array (B, S, K, d) a mode; S and K may differ from mode to mode, and
             every K divides N: heads in a row share theirs.
         values: An array for each of `keys`, of its shape.
         mask: Where scores count; of axes (B, N, T, S of each mode), each of its length
-            or 1.
-        scale: Multiplies scores. None: d^-1/2.
+            or 1. None for everywhere.
+        scale: Number that multiplies all scores; None for d^-1/2.
         is_causal: Whether query i sees positions 0..i of every mode only.
-        ordered: Whether positions must not fall from mode to mode: j <= k.
+        is_ordered: Whether positions must not fall from mode to mode: j <= k.
         local_window_size: How far from i a query i sees: w positions to either side in
             every mode, or a tuple of one entry a mode, each w, `(left, right)`, or None
             for everything. With two modes (2, 3) is 2 for one, 3 for the other.
-        key_lengths: Positions that count, those below it: (B,), or one such array or
-            None for each mode; traced ones beyond S are S. Beyond, keys and values may
-            be NaN.
-        implementation: `"xla"`: exact, by tiles, in memory linear in T and S, 4 B N T d
-            prod S flops; windows and causality skip tiles; has gradients, and forward
-            derivatives of those alone (`jax.jvp` of `jax.grad`).
+        key_lengths: Number of positions that count, from the first: (B,), or one such
+            array or None for each mode; traced ones beyond S are S. Beyond, keys and
+            values may be NaN. None for all positions.
+        implementation: How it is computed. `"xla"`: exact, by tiles, in memory linear
+            in T and S, 4 B N T d prod S flops; windows and causality skip tiles; has
+            gradients, and forward derivatives of those alone (`jax.jvp` of `jax.grad`).
             `"pallas"`: the same by kernels on a TPU or GPU, for two modes of float32 or
             bfloat16; `"pallas_interpret"`: those kernels anywhere, slow, for tests.
             `"reference"`: exact, all scores at once, differentiable at will.
@@ -85,17 +98,17 @@ def tensor_attention(
             values seen before, and an infinite one stays. None: `"xla"`; with
             `error_bound`, `"polynomial"` where that bound is certain and the mask
             allows it. Kernels share keys among heads; all others repeat them.
-        degree: Of the polynomial; `"auto"` for the least even one that meets
-            `error_bound`. Even ones keep shares positive.
-        entry_bound: Of polynomials: entries of query and keys do not exceed it; known
-            ones are checked.
+        degree: Degree of the polynomial; `"auto"` for the least even one that meets
+            `error_bound`. Even ones keep shares positive. Static.
+        entry_bound: What entries of query and keys do not exceed, for a polynomial;
+            known ones are checked. None where nothing bounds them.
         error_bound: What the error may be at most, in units of the largest product of
             values; None for anything. It is `certified_error` and rounding, 4 e^2R
             units in the last place for scores up to R; windows add to it as above.
             While tracing it needs `entry_bound`; of traced arrays
             `certified_error(degree, score_bound(scale * query, keys))` is a value.
-        precision: Of products.
-        return_residual: Whether to return the log-sum-exp too.
+        precision: Precision of products, as jax names it; None for that of the device.
+        return_residual: Whether to return the log-sum-exp too. Static.
 
     Returns:
         Outputs (B, T, N, d), 0 where a query sees nothing; with `return_residual`
@@ -117,54 +130,54 @@ def tensor_attention(
     keys, values = (tuple(map(jnp.asarray, part)) for part in (keys, values))
     mask = mask if mask is None else jnp.asarray(mask)
     _check_shapes(query, keys, values, mask)
-    if implementation is not None and implementation not in _IMPLEMENTATIONS:
-        raise ValueError(
-            errors.unknown("implementation", implementation, _IMPLEMENTATIONS)
-        )
-    certainty.check_bounds(degree, entry_bound, error_bound, implementation)
-    ordered = ordered and len(keys) > 1
-    most = max(x.shape[1] for x in (query, *keys))
-    windows = _windows(local_window_size, len(keys), most, is_causal)
-    lengths = None
-    if key_lengths is not None:
-        lengths = _lengths(key_lengths, keys)
-        # What does not count is not to be NaN either.
-        keys, values = (
-            tuple(
-                jnp.where(
-                    (jnp.arange(x.shape[1]) < lengths[:, mode, None])[..., None, None],
-                    x,
-                    0,
-                )
-                for mode, x in enumerate(part)
-            )
-            for part in (keys, values)
-        )
+    checks.choice("implementation", implementation, (*get_args(Implementation), None))
+    degree = _certainty.check_bounds(degree, entry_bound, error_bound, implementation)
     if scale is None:
         scale = query.shape[-1] ** -0.5
     elif jnp.ndim(scale):
         raise ValueError(f"`scale` must be a number, got shape {jnp.shape(scale)}.")
+    is_ordered = is_ordered and len(keys) > 1
+    most = max(x.shape[1] for x in (query, *keys))
+    windows = _windows(local_window_size, len(keys), most, is_causal)
+    lengths = _lengths(key_lengths, keys)
+    if key_lengths is not None:
+        # What does not count is not to be NaN either.
+        keys, values = (_zero_beyond(lengths, part) for part in (keys, values))
 
     if implementation == "polynomial" or (
         implementation is None and error_bound is not None
     ):
-        reason = _polynomial.obstacle(mask, windows, ordered)
+        reason = _polynomial.obstacle(mask, windows, is_ordered)
         if reason is None:
             with jax.ensure_compile_time_eval():
-                reason, degree = certainty.choose(
+                reason, degree = _certainty.choose(
                     degree, query, keys, scale, entry_bound, error_bound
                 )
         if reason is not None and implementation is not None:
             raise ValueError(reason)
         implementation = None if reason is not None else "polynomial"
 
-    # Heads in front.
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = (query.astype(wide) * jnp.asarray(scale, wide)).astype(query.dtype)
+    arguments = query, keys, values, lengths, windows, is_ordered, mask, precision
+    out, lse = _heads_in_front(implementation, degree, *arguments)
+    return (out, lse) if return_residual else out
+
+
+def _heads_in_front(
+    implementation,
+    degree,
+    query,
+    keys,
+    values,
+    lengths,
+    windows,
+    is_ordered,
+    mask,
+    precision,
+):
+    """The implementations take a head of a sequence each: `(out, lse)`."""
     num_batch, _, num_heads, _ = query.shape
-    if lengths is None:
-        sizes = [key.shape[1] for key in keys]
-        lengths = jnp.broadcast_to(jnp.asarray(sizes), (num_batch, len(sizes)))
     is_repeated = implementation in ("reference", "polynomial")
     query, *heads = (
         _heads(x, num_heads // x.shape[2] if is_repeated else 1)
@@ -173,10 +186,10 @@ def tensor_attention(
     keys, values = heads[: len(keys)], heads[len(keys) :]
     lengths = jnp.repeat(lengths, num_heads, axis=0)
     mask = _flat_mask(mask, num_batch, num_heads)
-    arguments = query, keys, values, lengths, windows, ordered, mask, precision
+    arguments = query, keys, values, lengths, windows, is_ordered, mask, precision
     if implementation == "polynomial":
         out, lse = _polynomial.attend(*arguments, degree=degree)
-        certainty.check_positive(lse, degree)
+        _certainty.check_positive(lse, degree)
     elif implementation == "reference":
         out, lse = _reference(*arguments)
     else:
@@ -186,15 +199,13 @@ def tensor_attention(
             values,
             lengths=lengths,
             windows=windows,
-            is_ordered=ordered,
+            is_ordered=is_ordered,
             mask=mask,
             precision=precision,
             implementation=implementation,
         )
-    out = jnp.swapaxes(out.reshape(-1, num_heads, *out.shape[1:]), 1, 2)
-    if not return_residual:
-        return out
-    return out, jnp.swapaxes(lse.reshape(-1, num_heads, lse.shape[1]), 1, 2)
+    out, lse = (x.reshape(-1, num_heads, *x.shape[1:]) for x in (out, lse))
+    return jnp.swapaxes(out, 1, 2), jnp.swapaxes(lse, 1, 2)
 
 
 def _reference(query, keys, values, lengths, windows, is_ordered, mask, precision):
@@ -276,25 +287,24 @@ def _check_shapes(query, keys, values, mask):
             )
 
 
-def _windows(local_window_size, num_modes, most, is_causal) -> tuple[Window, ...]:
+def _windows(given, num_modes, most, is_causal) -> tuple[Window, ...]:
     """`(left, right)` a mode, no wider than sequences are; causality among them."""
-    given = local_window_size
-    many = isinstance(given, tuple | list)
-    windows = []
-    for entry in given if many else [given] * num_modes:
-        pair = entry if isinstance(entry, tuple | list) else (entry, entry)
-        if len(pair) != 2 or not all(
-            w is None or (isinstance(w, int | np.integer) and w >= 0) for w in pair
-        ):
-            break
-        left, right = (None if w is None else min(int(w), most) for w in pair)
-        windows.append((left, 0 if is_causal else right))
-    if len(windows) != num_modes:
+    entries = given if isinstance(given, tuple | list) else [given] * num_modes
+    pairs = [x if isinstance(x, tuple | list) else (x, x) for x in entries]
+    if len(pairs) != num_modes or any(len(pair) != 2 for pair in pairs):
         raise ValueError(
             "`local_window_size` must be an integer >= 0 or one entry for each of the "
             f"{num_modes} modes, an integer, (left, right) or None, got {given!r}."
         )
-    return tuple(windows)
+
+    def width(w):
+        if w is None:
+            return None
+        return min(checks.count("local_window_size", w, least=0), most)
+
+    return tuple(
+        (width(left), 0 if is_causal else width(right)) for left, right in pairs
+    )
 
 
 def _lengths(key_lengths, keys):
@@ -309,21 +319,25 @@ def _lengths(key_lengths, keys):
     found = []
     for entry, key in zip(entries, keys, strict=True):
         batch, most = key.shape[:2]
-        if entry is None:
-            found.append(jnp.full(batch, most))
-            continue
-        shape = jnp.shape(entry)
-        if shape != (batch,) or not jnp.issubdtype(jnp.result_type(entry), jnp.integer):
+        entry = np.full(batch, most) if entry is None else entry
+        shape, dtype = jnp.shape(entry), jnp.result_type(entry)
+        if shape != (batch,) or not jnp.issubdtype(dtype, jnp.integer):
             raise ValueError(
-                f"`key_lengths` must be whole numbers of shape ({batch},), got "
-                f"{jnp.result_type(entry)} of shape {shape}."
+                f"`key_lengths` must be whole numbers of shape ({batch},), got {dtype} "
+                f"of shape {shape}."
             )
-        if not isinstance(entry, Tracer):
-            known = np.asarray(entry)
-            if not np.all((known >= 0) & (known <= most)):
-                raise ValueError(f"`key_lengths` must be in 0..{most}, got {known}.")
+        checks.within("key_lengths", entry, 0, most)
         found.append(jnp.minimum(jnp.asarray(entry, jnp.int32), most))
     return jnp.stack(found, axis=1)
+
+
+def _zero_beyond(lengths, arrays):
+    """Arrays (B, S, K, d) of every mode, zero from its lengths on."""
+    places = (jnp.arange(x.shape[1]) for x in arrays)
+    return tuple(
+        jnp.where((place < lengths[:, mode, None])[..., None, None], x, 0)
+        for mode, (place, x) in enumerate(zip(places, arrays, strict=True))
+    )
 
 
 def _heads(x, num_times):

@@ -6,7 +6,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxlr.core import Hyper
+from jaxlr.core import checks, Hyper
 
 
 _LARGEST = 50.0  # Of a score, beyond which nothing is sure at any degree in use.
@@ -14,7 +14,9 @@ _MOST_FEATURES = 2**17
 
 
 def num_features(num_variables: int, degree: int) -> int:
-    """C(d + g, g): monomials of degree up to g in d variables."""
+    """C(d + g, g): number of monomials of degree up to g in d variables."""
+    num_variables = checks.count("num_variables", num_variables, least=0)
+    degree = checks.count("degree", degree, least=0)
     return math.comb(num_variables + degree, degree)
 
 
@@ -33,7 +35,16 @@ def too_many_features(num_variables: int, degree: int) -> str | None:
 def entry_score_bound(
     entry_bound: Hyper, num_variables: int, num_modes: int, scale: Hyper
 ) -> Hyper:
-    """Largest score of queries and keys whose entries are at most `entry_bound`."""
+    """Largest score of queries and keys whose entries are at most `entry_bound`.
+
+    Args:
+        entry_bound: What no entry of queries and keys exceeds.
+        num_variables: Number d of features of a head.
+        num_modes: Number of modes, an array of keys each.
+        scale: Number that multiplies all scores.
+    """
+    num_variables = checks.count("num_variables", num_variables)
+    num_modes = checks.count("num_modes", num_modes)
     return abs(scale) * num_variables * entry_bound ** (num_modes + 1)
 
 
@@ -43,8 +54,8 @@ def score_bound(
     """A bound on every score: sum over features of the largest products of entries.
 
     Args:
-        query: Scaled queries.
-        keys: An array a mode.
+        query: Queries, multiplied by the scale.
+        keys: An array of keys for each mode.
     """
     largest = 1.0
     for x in (query, *keys):
@@ -61,14 +72,15 @@ def certified_error(degree: int, score_bound: ArrayLike) -> Float[Array, "..."]:
     that is no bound. It is loose: errors of random entries are far smaller.
 
     Args:
-        degree: Of the polynomial p. Static.
-        score_bound: R.
+        degree: Degree g of the polynomial p. Static.
+        score_bound: Bound R on the modulus of every score, of any shape.
 
     References:
         Alman, Song. "How to Capture Higher-order Correlations? Generalizing Matrix
         Softmax Attention to Kronecker Computation". 2023. arXiv:2310.04064: bounded
         entries. The bound is Taylor's theorem.
     """
+    degree = checks.count("degree", degree, least=0)
     bound = jnp.asarray(score_bound, float)
     r = jnp.clip(bound, 1e-30, _LARGEST)
     # p(s) / e^s - 1 is minus the integral of t^g e^-t / g! from 0 to s. At -R all terms

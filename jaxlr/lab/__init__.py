@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxlr.lab.aot import compile_for as compile_for
     from jaxlr.lab.engine import sweep as sweep
+    from jaxlr.lab.grid import dimension_name as dimension_name
+    from jaxlr.lab.judging import claims as claims, Judgement as Judgement
     from jaxlr.lab.planning import (
         chunk_function as chunk_function,
         Plan as Plan,
@@ -17,16 +19,19 @@ if TYPE_CHECKING:
     )
     from jaxlr.lab.plot import draw_seeds as draw_seeds
     from jaxlr.lab.replaying import replay as replay
-    from jaxlr.lab.results import claims as claims, load as load, select as select
+    from jaxlr.lab.results import hparams as hparams, load as load, select as select
     from jaxlr.lab.store import RunDirectoryError as RunDirectoryError
 
 _HOME = {
+    "Judgement": "judging",
     "Plan": "planning",
     "RunDirectoryError": "store",
     "chunk_function": "planning",
-    "claims": "results",
+    "claims": "judging",
     "compile_for": "aot",
+    "dimension_name": "grid",
     "draw_seeds": "plot",
+    "hparams": "results",
     "load": "results",
     "plan": "planning",
     "replay": "replaying",

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlr.core import compat, errors
-from jaxlr.lab import report
+from jaxlr.core import checks, compat
+from jaxlr.lab.memory import format_bytes
 
 
 _GIB = 2**30
@@ -94,8 +94,8 @@ class DoesNotFitError(ValueError):
             else "use smaller blocks in the kernel"
         )
         super().__init__(
-            f"Does not fit {CHIPS[target].name}: {report.size(needed)} of {memory} "
-            f"needed, {report.size(available)} available; {advice}. Compiler: {why}"
+            f"Does not fit {CHIPS[target].name}: {format_bytes(needed)} of {memory} "
+            f"needed, {format_bytes(available)} available; {advice}. Compiler: {why}"
         )
 
 
@@ -156,9 +156,7 @@ def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> Compilation:
         ValueError: On an unknown target; where its compiler is missing or too old; a
             `DoesNotFitError` where a memory overflows, but for a GPU's HBM.
     """
-    if target not in CHIPS:
-        raise ValueError(errors.unknown("target", target, CHIPS))
-    chip = CHIPS[target]
+    chip = CHIPS[checks.choice("target", target, CHIPS)]
     if reason := why_not(chip.platform):
         raise ValueError(reason)
     with _quiet_libtpu():

@@ -14,7 +14,7 @@ from jaxlr.core import compat
 from jaxlr.lab import results, store
 from jaxlr.lab.lane import LANE
 from jaxlr.lab.program import Program
-from jaxlr.lab.setup import Setup
+from jaxlr.lab.request import Request
 
 
 SEGMENT_SECONDS = 1.0  # of a long run: how often its progress shows
@@ -53,7 +53,7 @@ def of_group(group: int, num_cells: int, size: int) -> list[Chunk]:
 
 
 def run(
-    setup: Setup,
+    request: Request,
     program: Program,
     chunk: Chunk,
     *,
@@ -63,7 +63,7 @@ def run(
     """All metrics of a chunk, leaves (seed, cell, ...), and its lanes' counters.
 
     Args:
-        setup: The sweep.
+        request: The sweep.
         program: The group's; where it is narrower than the chunk, it is called more
             than once.
         chunk: What to run.
@@ -75,11 +75,11 @@ def run(
     for start in range(chunk.start, chunk.stop, program.num_cells):
         cells = np.arange(start, min(start + program.num_cells, chunk.stop))
         part = run_lanes(
-            setup,
+            request,
             program,
-            pad(setup, program, chunk.group, cells),
+            pad(request, program, chunk.group, cells),
             checkpoint=checkpoint if is_whole else None,
-            advance=ft.partial(_scaled, advance, len(cells) * setup.num_seeds),
+            advance=ft.partial(_scaled, advance, len(cells) * request.num_seeds),
         )
         parts.append({name: x[:, : len(cells)] for name, x in part.items()})
     if len(parts) == 1:
@@ -92,18 +92,18 @@ def _scaled(advance: Callable[[float], Any], lanes: int, share: float) -> None:
 
 
 def pad(
-    setup: Setup, program: Program, group: int, cells: np.ndarray
+    request: Request, program: Program, group: int, cells: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The traced fields of some cells, the last repeated up to the program's width."""
     index = np.minimum(np.arange(program.num_cells), len(cells) - 1)
-    traced = setup.groups[group].traced
+    traced = request.groups[group].traced
     dtypes = program.lane.dtypes
     columns = {name: traced[name][cells[index]].astype(dtypes[name]) for name in traced}
     return columns | {LANE: np.arange(program.num_cells, dtype=dtypes[LANE])}
 
 
 def run_lanes(
-    setup: Setup,
+    request: Request,
     program: Program,
     values: dict[str, np.ndarray],
     *,
@@ -113,19 +113,19 @@ def run_lanes(
     """One call of a closed program, or all segments of a long one; padding included.
 
     Args:
-        setup: The sweep.
+        request: The sweep.
         program: Compiled, `values` as wide as it is.
         values: Traced fields of every lane.
         checkpoint: Where a long run keeps its state.
         advance: Told which share of the lanes' whole run has been done since last.
     """
     lane = program.lane
-    seed = np.uint32(setup.seed)
-    indices = np.arange(setup.num_seeds, dtype=np.int32)
-    with compat.x64(setup.experiment.x64):
+    seed = np.uint32(request.seed)
+    indices = np.arange(request.num_seeds, dtype=np.int32)
+    with compat.x64(request.experiment.x64):
         if lane.state is not None:
             return _segments(
-                setup, program, (seed, indices, values), checkpoint, advance
+                request, program, (seed, indices, values), checkpoint, advance
             )
         out = patiently(lambda: _fetch(program.call(seed, indices, values)))
     advance(1.0)
@@ -155,10 +155,10 @@ def _fetch(arrays: Sequence[jax.Array | np.ndarray]) -> list[np.ndarray]:
     return [np.array(x) for x in arrays]
 
 
-def _segments(setup, program, arguments, checkpoint, advance):
+def _segments(request, program, arguments, checkpoint, advance):
     lane = program.lane
     every, num_steps = lane.every, lane.num_steps
-    t, state = 0, program.initial_state(setup.num_seeds)
+    t, state = 0, program.initial_state(request.num_seeds)
     if checkpoint is not None and checkpoint.exists():
         t, state = _checkpointed(checkpoint, program)
         advance(t / num_steps)
@@ -176,13 +176,13 @@ def _segments(setup, program, arguments, checkpoint, advance):
         # A longer segment is right while it is short, or while its fixed cost shows.
         is_faster = (stop - t) / seconds > 1.1 * pace
         if seconds < SEGMENT_SECONDS / 2 or (
-            is_faster and 2 * seconds < setup.experiment.checkpoint_seconds
+            is_faster and 2 * seconds < request.experiment.checkpoint_seconds
         ):
             length *= 2
         pace, t = (stop - t) / seconds, stop
         if has_ended:
             break
-        is_due = time.perf_counter() - saved_at >= setup.experiment.checkpoint_seconds
+        is_due = time.perf_counter() - saved_at >= request.experiment.checkpoint_seconds
         if checkpoint is not None and is_due and t < num_steps:
             leaves = {f"leaf{i}": x for i, x in enumerate(_fetch(state))}
             store.write_arrays(checkpoint, leaves | {"t": np.int32(t)})

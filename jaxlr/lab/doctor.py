@@ -72,7 +72,7 @@ def machine() -> dict[str, str]:
     return {
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": f"{usable} usable of {cores}",
-        "memory free": report.size(memory.host_bytes())
+        "memory free": memory.format_bytes(memory.host_bytes())
         + " (the machine's, or what is left of a cgroup's or this process's limit)",
         "memory limit": os.environ.get(memory.LIMIT_VARIABLE, "")
         or f"none set ({memory.LIMIT_VARIABLE}, bytes)",
@@ -161,5 +161,5 @@ def _memory(device: jax.Device) -> str:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if not stats or "bytes_limit" not in stats:
         return "the host's" if device.platform == "cpu" else "not said"
-    used = report.size(stats.get("bytes_in_use", 0))
-    return f"{report.size(stats['bytes_limit'])}, {used} in use"
+    used = memory.format_bytes(stats.get("bytes_in_use", 0))
+    return f"{memory.format_bytes(stats['bytes_limit'])}, {used} in use"

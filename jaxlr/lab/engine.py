@@ -12,11 +12,13 @@ from typing import Any, TYPE_CHECKING
 
 import jax
 
+from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, planning, store, tasks
+from jaxlr.lab import chunks, planning, provenance, store, tasks
+from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.progress import Progress
+from jaxlr.lab.request import Request
 from jaxlr.lab.results import load, Results
-from jaxlr.lab.setup import Setup
 
 
 if TYPE_CHECKING:
@@ -71,15 +73,15 @@ def sweep(
         RunDirectoryError: If the directory cannot be used; the message says what to do.
         KeyboardInterrupt: On Ctrl-C, within the chunk; the message says how to resume.
     """
-    if resume not in (False, True, "force"):
-        raise ValueError(f'`resume` must be False, True or "force", got {resume!r}.')
+    checks.choice("`resume`", resume, (False, True, "force"))
     if resume and directory is None:
         raise ValueError("`resume` needs the `directory` to resume.")
-    setup = Setup.make(
+    request = Request.make(
         experiment,
         axes,
         num_seeds=num_seeds,
         seed=seed,
+        chunk=chunk,
         devices=devices,
         backend=backend,
     )
@@ -88,7 +90,7 @@ def sweep(
         if root is not None:
             store.is_run(root)  # before a lock file is put there
             stack.enter_context(store.lock(root))
-        run = _Run(setup, root, resume, chunk, executor)
+        run = _Run(Compiled(request), root, resume, executor)
         if root is not None:
             SWEPT[root.resolve()] = experiment
         try:
@@ -133,13 +135,14 @@ class _Run:
 
     def __init__(
         self,
-        setup: Setup,
+        compiled: Compiled,
         root: Path | None,
         resume: bool | str,
-        chunk: int | None,
         executor: concurrent.futures.Executor | None,
     ):
-        self.setup, self.root, self.executor = setup, root, executor
+        self.compiled, self.request = compiled, compiled.request
+        self.root, self.executor = root, executor
+        groups = self.request.groups
         has_run = root is not None and store.is_run(root)
         if root is not None and has_run and not resume:
             raise store.RunDirectoryError(
@@ -148,17 +151,16 @@ class _Run:
             )
         if root is not None and has_run:
             self.manifest = store.read_manifest(root)
-            now = setup.manifest([1] * len(setup.groups))
+            now = provenance.manifest(compiled, [1] * len(groups))
             forced = store.refuse_changes(root, self.manifest, now, resume == "force")
             store.clean(root)
             if forced:  # for whoever reads the mixed results
                 self.manifest.setdefault("forced", []).append(forced)
                 self._write_manifest()
         else:
-            widths, _ = planning.fit(
-                setup, chunk=chunk, has_executor=executor is not None
-            )
-            self.manifest = json.loads(json.dumps(setup.manifest(widths)))
+            widths, _ = planning.fit(compiled, has_executor=executor is not None)
+            manifest = provenance.manifest(compiled, widths)
+            self.manifest = json.loads(json.dumps(manifest))
             if root is not None:
                 store.clean(root)
                 self._write_manifest()
@@ -175,6 +177,9 @@ class _Run:
     def _chunks(self, group: int) -> list[chunks.Chunk]:
         layout = self.manifest["layout"][group]
         return chunks.of_group(group, len(layout["cells"]), layout["chunk"])
+
+    def _all_chunks(self) -> list[chunks.Chunk]:
+        return [c for g in range(len(self.request.groups)) for c in self._chunks(g)]
 
     def _is_done(self, chunk: chunks.Chunk) -> bool:
         return (
@@ -196,11 +201,11 @@ class _Run:
             (self.root / "segments" / chunk.filename).unlink(missing_ok=True)
 
     def _lanes(self, found) -> int:
-        return sum(c.stop - c.start for c in found) * self.setup.num_seeds
+        return sum(c.stop - c.start for c in found) * self.request.num_seeds
 
     def all(self) -> None:
         """Run what is not done yet."""
-        every = [c for g in range(len(self.setup.groups)) for c in self._chunks(g)]
+        every = self._all_chunks()
         done = [c for c in every if self._is_done(c)]
         with (
             Progress(self._lanes(every), self._lanes(done)) as progress,
@@ -225,14 +230,14 @@ class _Run:
             self._write_manifest()
 
     def _here(self, progress: Progress, advance: Callable[[float], None]) -> None:
-        for group in range(len(self.setup.groups)):
+        for group in range(len(self.request.groups)):
             if all(map(self._is_done, self._chunks(group))):
                 continue
             program = self._program(group, progress)
             for chunk in self._chunks(group):
                 if not self._is_done(chunk):
                     arrays = chunks.run(
-                        self.setup,
+                        self.request,
                         program,
                         chunk,
                         checkpoint=self._checkpoint(chunk),
@@ -251,27 +256,27 @@ class _Run:
             width = layout["width"]
             try:
                 with progress.compiling():
-                    program = self.setup.program(group, width)
+                    program = self.compiled.program(group, width)
             except jax.errors.JaxRuntimeError as e:
                 if has_begun or "RESOURCE_EXHAUSTED" not in str(e):
                     raise
-                needed = 2 * self.setup.budget
+                needed = 2 * self.compiled.budget
             else:
                 needed = program.bytes
-                if has_begun or needed <= self.setup.budget:
+                if has_begun or needed <= self.compiled.budget:
                     return program
             if width == 1:
-                raise planning.too_large(self.setup, needed)
-            narrower = int(width * self.setup.budget / needed)
+                raise planning.too_large(self.compiled, needed)
+            narrower = int(width * self.compiled.budget / needed)
             narrower = min(max(narrower, 1), width - 1)
-            width = planning.even(self.setup, len(layout["cells"]), narrower)
-            layout |= {"width": width, "chunk": width * len(self.setup.devices)}
+            width = planning.even(self.request, len(layout["cells"]), narrower)
+            layout |= {"width": width, "chunk": width * len(self.request.devices)}
             self._write_manifest()
 
     def _elsewhere(
         self, executor: concurrent.futures.Executor, advance: Callable[[float], None]
     ) -> None:
-        payload = tasks.pack(self.setup)
+        payload = tasks.pack(self.compiled)
         waiting = {
             executor.submit(tasks.run_chunk, payload, layout["width"], chunk): chunk
             for group, layout in enumerate(self.manifest["layout"])
@@ -310,7 +315,7 @@ class _Run:
         """What to say on Ctrl-C."""
         if self.root is None:
             return "Stopped. Nothing was kept: the sweep had no `directory`."
-        every = [c for g in range(len(self.setup.groups)) for c in self._chunks(g)]
+        every = self._all_chunks()
         done = sum(map(self._is_done, every))
         return (
             f"Stopped. {done} of {len(every)} chunks are kept in {self.root}. Go on "

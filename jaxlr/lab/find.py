@@ -15,6 +15,7 @@ import importlib.util
 import os
 from pathlib import Path
 import sys
+import sysconfig
 import traceback
 from types import ModuleType
 from typing import Any, TYPE_CHECKING
@@ -67,14 +68,12 @@ def find(name_or_path: str | os.PathLike[str]) -> "Experiment":
     text = os.fspath(name_or_path)
     shipped = names()
     if not (text.endswith(".py") or "/" in text or os.sep in text):
-        if text not in shipped:
-            from jaxlr.core import checks
+        from jaxlr.core import checks
 
-            try:
-                checks.choice("experiment", text, shipped)
-            except ValueError as e:
-                hint = "A file of your own is given by its path."
-                raise ValueError(f"{e} {hint}") from None
+        try:
+            checks.choice("experiment", text, shipped)
+        except ValueError as e:
+            raise ValueError(f"{e} A file of your own is given by its path.") from None
         return _experiment(text, shipped[text], is_shipped=True)
     path = Path(text).expanduser().resolve()
     if not path.is_file():
@@ -155,6 +154,20 @@ def recorded(manifest: Mapping[str, Any]) -> "Experiment":
             f"The experiment {name!r} is not shipped, and was not found where the run "
             f"recorded it; give it (`experiment`, `--experiment`). {e}"
         ) from e
+
+
+def line_of(error: BaseException) -> str:
+    """` (file, line n)` of the last line of the user's own that led to an error."""
+    package = Path(__file__).parents[1]  # unresolved, as tracebacks name files
+    paths = sysconfig.get_paths()
+    libraries = ("<", paths["stdlib"], paths["purelib"], paths["platlib"])
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        name = frame.filename
+        is_experiment = name.startswith(str(package / "experiments"))
+        is_library = name.startswith((*libraries, str(package)))
+        if is_experiment or not is_library:
+            return f" ({os.path.relpath(name)}, line {frame.lineno})"
+    return ""
 
 
 def load_module(name: str, path: str | os.PathLike[str]) -> ModuleType:

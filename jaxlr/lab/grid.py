@@ -14,11 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlr.core import errors
+from jaxlr.core import checks
 from jaxlr.core.types import Axis, Uniform
 
 
 RESERVED = ("seed", "step", "diverged_at", "ended_at")
+
+
+def dimension_name(name: str | Sequence[str]) -> str:
+    """Name, in the results, of the dimension that an axis has.
+
+    Args:
+        name: Name of the axis: a field of HParams, `alpha`, or several that move
+            together, `("alpha", "beta")`, whose dimension is called `alpha_beta`.
+    """
+    return name if isinstance(name, str) else "_".join(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Dimension:
     """One dimension of the results: a field, or fields that move together.
 
     Attributes:
-        fields: Names of the HParams fields.
+        fields: Names of the fields of HParams.
         points: `points[i][j]` is the value of `fields[j]` at index i.
     """
 
@@ -35,8 +45,8 @@ class Dimension:
 
     @property
     def name(self) -> str:
-        """`alpha`, or `alpha_beta` for zipped fields."""
-        return "_".join(self.fields)
+        """What `dimension_name` says of its fields."""
+        return dimension_name(self.fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +86,7 @@ def dimensions(
     for name, values in pairs:
         names = tuple(name) if isinstance(name, tuple | list) else (name,)
         for field in names:
-            if field not in fields:
-                raise ValueError(errors.unknown("axis", field, fields))
+            checks.choice("axis", field, fields)
             if field in taken:
                 raise ValueError(f"Two axes sweep the field {field!r}; keep one.")
             taken.add(field)
@@ -218,10 +227,9 @@ def find_cell(dims: Sequence[Dimension], cell: Mapping[str, Any]) -> int:
         ValueError: On an unknown field, a value that no point has, or a dimension
             that the given fields leave open.
     """
-    known = [name for dim in dims for name in dim.fields]
+    swept = [name for dim in dims for name in dim.fields]
     for name in cell:
-        if name not in known:
-            raise ValueError(errors.unknown("field of the cell", name, known))
+        checks.choice("field of the cell", name, swept)
     index = []
     for dim in dims:
         hits = [

@@ -12,6 +12,15 @@ LIMIT_VARIABLE = "JAXLR_MEMORY_LIMIT"
 SHARE = 0.8  # of what is free: compilers count buffers, not their libraries' scratch
 
 
+def format_bytes(number: float) -> str:
+    """A number of bytes in the binary unit that suits it."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(number) < 1024:
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    return f"{number:.4g} GiB"
+
+
 def available_bytes(devices: Sequence[jax.Device]) -> int:
     """Free bytes of one device; on a host, an equal share of its free memory.
 

@@ -9,7 +9,9 @@ import jax
 
 from jaxlr.core.types import Experiment
 from jaxlr.lab import grid, memory, program, provenance
-from jaxlr.lab.setup import Setup
+from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.memory import format_bytes
+from jaxlr.lab.request import Request
 
 
 PROBES = 2, 4  # widths of the fit's two compiles; one cell would lose a dimension
@@ -76,6 +78,7 @@ class Plan:
         widths = sorted({group.width * self.num_devices for group in self.groups})
         of = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
         share = 100 * largest / max(self.available_bytes, 1)
+        largest, free = format_bytes(largest), format_bytes(self.available_bytes)
         return "\n".join(
             (
                 f"{self.name}",
@@ -83,18 +86,10 @@ class Plan:
                 f"  groups   {len(self.groups)} to compile",
                 f"  chunks   {self.num_chunks} of {of} cells, on {self.num_devices} "
                 f"{self.device_kind}",
-                f"  memory   {_bytes(largest)} a chunk and device, {share:.1f} % of "
-                f"{_bytes(self.available_bytes)}; results {_bytes(self.result_bytes)}",
+                f"  memory   {largest} a chunk and device, {share:.1f} % of "
+                f"{free}; results {format_bytes(self.result_bytes)}",
             )
         )
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{number:.3g} {unit}"
 
 
 def plan(
@@ -118,23 +113,23 @@ def plan(
         ValueError: As `sweep` does.
     """
     del directory, resume
-    setup = Setup.make(
+    request = Request.make(
         experiment,
         axes,
         num_seeds=num_seeds,
         seed=seed,
+        chunk=chunk,
         devices=devices,
         backend=backend,
     )
-    widths, sizes = fit(setup, chunk=chunk, has_executor=executor is not None)
-    num_devices = len(setup.devices)
+    compiled = Compiled(request)
+    widths, sizes = fit(compiled, has_executor=executor is not None)
+    num_devices, names = len(request.devices), [dim.name for dim in request.dims]
     return Plan(
         name=provenance.name_of(experiment),
-        dims=dict(
-            zip((d.name for d in setup.dims), grid.shape(setup.dims), strict=True)
-        ),
-        num_cells=setup.num_cells,
-        num_seeds=setup.num_seeds,
+        dims=dict(zip(names, grid.shape(request.dims), strict=True)),
+        num_cells=request.num_cells,
+        num_seeds=request.num_seeds,
         groups=tuple(
             GroupPlan(
                 static=group.static,
@@ -143,12 +138,12 @@ def plan(
                 num_chunks=-(-len(group.cells) // (width * num_devices)),
                 bytes=size,
             )
-            for group, width, size in zip(setup.groups, widths, sizes, strict=True)
+            for group, width, size in zip(request.groups, widths, sizes, strict=True)
         ),
         num_devices=num_devices,
-        device_kind=setup.devices[0].device_kind,
-        available_bytes=memory.available_bytes(setup.devices),
-        result_bytes=setup.result_bytes,
+        device_kind=request.devices[0].device_kind,
+        available_bytes=memory.available_bytes(request.devices),
+        result_bytes=compiled.result_bytes,
     )
 
 
@@ -168,19 +163,23 @@ def chunk_function(
     Raises:
         ValueError: As `sweep` does.
     """
-    setup = Setup.make(
-        experiment.replace(x64=False), axes, num_seeds=num_seeds, seed=seed
+    request = Request.make(
+        experiment.replace(x64=False),
+        axes,
+        num_seeds=num_seeds,
+        seed=seed,
+        chunk=chunk,
     )
-    group = max(range(len(setup.groups)), key=lambda g: setup.lane(g).footprint)
-    lane, num_cells = setup.lane(group), len(setup.groups[group].cells)
-    num_cells = min(chunk or num_cells, num_cells)
-    arguments = program.chunk_arguments(lane, num_cells, setup.num_seeds)
+    compiled = Compiled(request)
+    lanes = [compiled.lane(g) for g in range(len(request.groups))]
+    pairs = zip(lanes, request.groups, strict=True)
+    lane, group = max(pairs, key=lambda pair: pair[0].footprint)
+    num_cells = min(request.chunk or len(group.cells), len(group.cells))
+    arguments = program.chunk_arguments(lane, num_cells, request.num_seeds)
     return program.chunk_function(lane), arguments
 
 
-def fit(
-    setup: Setup, *, chunk: int | None, has_executor: bool
-) -> tuple[list[int], list[int]]:
+def fit(compiled: Compiled, *, has_executor: bool) -> tuple[list[int], list[int]]:
     """Chunk width of every group, cells a device, and the estimated bytes of each.
 
     The group with the largest footprint is compiled at two small widths; a straight
@@ -189,61 +188,61 @@ def fit(
     sweep checks every program that it compiles against the budget again.
 
     Raises:
-        ValueError: If `chunk` is not a positive integer, or one cell does not fit.
+        ValueError: If one cell does not fit.
     """
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"`chunk` must be an integer >= 1, got {chunk!r}.")
-    indices = range(len(setup.groups))
-    wanted = [_wanted(setup, g, chunk, has_executor) for g in indices]
-    footprints = [setup.lane(g).footprint for g in indices]
-    heavy = max(range(len(wanted)), key=lambda g: (footprints[g], wanted[g]))
+    request = compiled.request
+    indices = range(len(request.groups))
+    wanted = [_wanted(compiled, g, has_executor) for g in indices]
+    footprints = [compiled.lane(g).footprint for g in indices]
+    heavy = max(indices, key=lambda g: (footprints[g], wanted[g]))
 
     def bytes_at(width):
-        return setup.program(heavy, width).bytes
+        return compiled.program(heavy, width).bytes
 
     if wanted[heavy] > max(PROBES):
         line = memory.line_through(bytes_at, PROBES)
     else:
         line = (0.0, bytes_at(wanted[heavy]) / wanted[heavy])
     widths, sizes = [], []
-    for group, width, footprint in zip(setup.groups, wanted, footprints, strict=True):
+    for group, width, footprint in zip(request.groups, wanted, footprints, strict=True):
         scale = footprint / max(footprints[heavy], 1)
         scaled = (line[0] * scale, max(line[1] * scale, 1.0))
-        widest = memory.widest(scaled, setup.budget)
+        widest = memory.widest(scaled, compiled.budget)
         if widest < 1:
-            raise too_large(setup, scaled[0] + scaled[1])
-        width = even(setup, len(group.cells), min(width, widest))
+            raise too_large(compiled, scaled[0] + scaled[1])
+        width = even(request, len(group.cells), min(width, widest))
         widths.append(width)
         sizes.append(int(scaled[0] + scaled[1] * width))
     return widths, sizes
 
 
-def even(setup: Setup, num_cells: int, width: int) -> int:
+def even(request: Request, num_cells: int, width: int) -> int:
     """The smallest width with as many chunks as `width` gives: less padding."""
-    per_device = math.ceil(num_cells / len(setup.devices))
+    per_device = math.ceil(num_cells / len(request.devices))
     return math.ceil(per_device / math.ceil(per_device / width))
 
 
-def too_large(setup: Setup, needed: float) -> ValueError:
+def too_large(compiled: Compiled, needed: float) -> ValueError:
     """The error for a cell that does not fit by itself."""
     return ValueError(
-        f"One cell with its {setup.num_seeds} seeds needs about {_bytes(needed)} on a "
-        f"device, and {_bytes(setup.budget)} may be used. Sweep fewer seeds "
-        "(`num_seeds`), smaller sizes, or thin the curves (`every`)."
+        f"One cell with its {compiled.request.num_seeds} seeds needs about "
+        f"{format_bytes(needed)} on a device, and {format_bytes(compiled.budget)} may "
+        "be used. Sweep fewer seeds (`num_seeds`), smaller sizes, or thin the curves "
+        "(`every`)."
     )
 
 
-def _wanted(setup: Setup, group: int, chunk: int | None, has_executor: bool) -> int:
+def _wanted(compiled: Compiled, group: int, has_executor: bool) -> int:
     """Width before memory has its say: the user's, or what is fast."""
-    num_devices = len(setup.devices)
-    per_device = math.ceil(len(setup.groups[group].cells) / num_devices)
-    if chunk is not None:
-        return min(per_device, math.ceil(chunk / num_devices))
+    request = compiled.request
+    num_devices, num_seeds = len(request.devices), request.num_seeds
+    per_device = math.ceil(len(request.groups[group].cells) / num_devices)
+    if request.chunk is not None:
+        return min(per_device, math.ceil(request.chunk / num_devices))
     if has_executor:
         return math.ceil(per_device / EXECUTOR_CHUNKS)
-    if setup.devices[0].platform == "cpu":
-        cell_seconds = setup.lane(group).traffic * setup.num_seeds / BYTES_PER_SECOND
+    if request.devices[0].platform == "cpu":
+        cell_seconds = compiled.lane(group).traffic * num_seeds / BYTES_PER_SECOND
         steady = math.ceil(CHUNK_SECONDS / max(cell_seconds, 1e-9))
-        enough = math.ceil(MIN_LANES / setup.num_seeds)
-        return min(per_device, max(steady, enough))
+        return min(per_device, max(steady, math.ceil(MIN_LANES / num_seeds)))
     return per_device

@@ -1,6 +1,6 @@
 """What decides a result's bits, as plain values: compared at resume, then kept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import datetime
 import functools as ft
 import hashlib
@@ -17,7 +17,8 @@ import numpy as np
 
 import jaxlr
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid
+from jaxlr.lab import grid, results, store
+from jaxlr.lab.compiled import Compiled, settings
 
 
 def name_of(experiment: Experiment) -> str:
@@ -59,20 +60,16 @@ def source_digest(experiment: Experiment) -> str:
         return _digest(code.co_code + repr((code.co_consts, code.co_names)).encode())
 
 
-def settings() -> dict[str, Any]:
-    """Jax's own switches that decide bits; a worker is given the same."""
-    names = "default_matmul_precision", "default_prng_impl", "threefry_partitionable"
-    return {name: getattr(jax.config, f"jax_{name}") for name in names}
+def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str, Any]:
+    """Everything that must be equal for a run to go on.
 
-
-def config(
-    experiment: Experiment,
-    dims: Sequence[grid.Dimension],
-    num_seeds: int,
-    seed: int,
-    devices: Sequence[jax.Device],
-) -> dict[str, Any]:
-    """Everything that must be equal for a run to go on."""
+    Args:
+        compiled: The sweep.
+        groups: Indices of the groups whose computation is included; None for all.
+    """
+    request = compiled.request
+    groups = range(len(request.groups)) if groups is None else groups
+    experiment, devices = request.experiment, request.devices
     num_steps = experiment.num_steps
     return {
         "experiment": name_of(experiment),
@@ -80,10 +77,11 @@ def config(
         "jaxlr": jaxlr.__version__,
         "hparams": grid.plain_fields(experiment.hparams),
         "axes": {
-            dim.name: [list(dim.fields), list(map(list, dim.points))] for dim in dims
+            dim.name: [list(dim.fields), list(map(list, dim.points))]
+            for dim in request.dims
         },
-        "num_seeds": num_seeds,
-        "seed": seed,
+        "num_seeds": request.num_seeds,
+        "seed": request.seed,
         "num_steps": "from hparams" if callable(num_steps) else num_steps,
         "every": experiment.every,
         "dims": {name: list(names) for name, names in experiment.dims.items()},
@@ -93,6 +91,34 @@ def config(
         "jaxlib": importlib.metadata.version("jaxlib"),
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
+        "computation": {f"group {g}": compiled.lane(g).digest for g in groups},
+    }
+
+
+def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
+    """What a run directory records before it starts.
+
+    Args:
+        compiled: The sweep.
+        widths: Number of cells of a chunk on one device, for every group.
+    """
+    request = compiled.request
+    experiment, devices = request.experiment, request.devices
+    is_long = experiment.solver is not None
+    return {
+        "format": store.FORMAT,
+        "experiment": name_of(experiment),
+        "source_path": source_path(experiment),
+        "config": config(compiled),
+        "counters": ["diverged_at", "ended_at"] if is_long else ["diverged_at"],
+        "field_notes": results.notes_of(type(experiment.hparams)),
+        "layout": [
+            results.to_layout(group, compiled.lane(g).metrics)
+            | {"width": width, "chunk": width * len(devices)}
+            for g, (group, width) in enumerate(zip(request.groups, widths, strict=True))
+        ],
+        "environment": environment(devices, request.backend),
+        "is_complete": False,
     }
 
 

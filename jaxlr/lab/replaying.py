@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import operator
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 import jax
 import numpy as np
 
+from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, find, grid, results, store
+from jaxlr.lab import chunks, find, grid, provenance, results, store
+from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.engine import SWEPT
+from jaxlr.lab.request import Request
 from jaxlr.lab.results import Results
-from jaxlr.lab.setup import Setup
 
 
 if TYPE_CHECKING:
@@ -53,11 +54,7 @@ def replay(
     manifest = store.read_manifest(directory)
     config = manifest["config"]
     dims, groups = results.from_manifest(manifest)
-    seed = operator.index(seed) if isinstance(seed, np.integer) else seed
-    if not isinstance(seed, int) or not 0 <= seed < config["num_seeds"]:
-        raise ValueError(
-            f"`seed` must be in 0..{config['num_seeds'] - 1}, got {seed!r}."
-        )
+    seed = checks.count("seed", seed, least=0, most=config["num_seeds"] - 1)
     index = grid.find_cell(dims, cell)
     group, where = next(
         (g, int(np.flatnonzero(part.cells == index)[0]))
@@ -67,7 +64,7 @@ def replay(
     layout = manifest["layout"][group]
     experiment = experiment or SWEPT.get(directory.resolve()) or find.recorded(manifest)
     experiment = _as_recorded(experiment, config)
-    setup = Setup.make(
+    request = Request.make(
         experiment,
         {dim.fields: dim.points for dim in dims},
         num_seeds=config["num_seeds"],
@@ -75,32 +72,32 @@ def replay(
         devices=_devices(config["platform"])[:1],
         backend=manifest["environment"]["backend"],
     )
-    now = setup.config() | {"axes": config["axes"]}
-    now["computation"] = {f"group {group}": setup.lane(group).digest}
-    was = config["computation"]
-    then = config | {"computation": {f"group {group}": was.get(f"group {group}")}}
+    compiled = Compiled(request)
+    lane, name = compiled.lane(group), f"group {group}"
+    now = provenance.config(compiled, [group]) | {"axes": config["axes"]}
+    then = config | {"computation": {name: config["computation"].get(name)}}
     changed = [name for name in now if repr(now[name]) != repr(then.get(name))]
     recorded, current = (
         {name: (m.shape, m.dtype) for name, m in metrics.items()}
-        for metrics in (groups[group][1], setup.lane(group).metrics)
+        for metrics in (groups[group][1], lane.metrics)
     )
     if recorded != current:
         raise ValueError(
             f"The experiment's metrics are not those of {directory}: {recorded} were "
             f"recorded, it has {current}. Give the `experiment` as it was."
         )
-    program = setup.program(group, layout["width"])
+    program = compiled.program(group, layout["width"])
     # The bits of a lane may depend on where in the program it lies.
-    lane = where % layout["chunk"] % layout["width"]
-    values = chunks.pad(setup, program, group, np.asarray([where]))
-    arrays = chunks.run_lanes(setup, program, values)
+    place = where % layout["chunk"] % layout["width"]
+    values = chunks.pad(request, program, group, np.asarray([where]))
+    arrays = chunks.run_lanes(request, program, values)
     number = where // layout["chunk"]
     path = directory / "chunks" / store.chunk_name(group, number)
     sentence, is_equal = "Its chunk was not finished: nothing to compare.", False
     if path.exists():
         at = where - number * layout["chunk"]
         stored = {k: x[seed, at] for k, x in store.read_arrays(path).items()}
-        found = {k: x[seed, lane] for k, x in arrays.items()}
+        found = {k: x[seed, place] for k, x in arrays.items()}
         sentence, is_equal = _compare(stored, found, changed)
     points = {
         dim.name: [dim.fields, [dim.points[i]]]
@@ -112,7 +109,7 @@ def replay(
         | {"layout": [layout | {"cells": [0]}]}
     )
     one.insert(
-        0, 0, {k: x[seed : seed + 1, lane : lane + 1] for k, x in arrays.items()}
+        0, 0, {k: x[seed : seed + 1, place : place + 1] for k, x in arrays.items()}
     )
     again = one.dataset().assign_coords(seed=[seed])
     again = again.squeeze(["seed", *(dim.name for dim in dims)])

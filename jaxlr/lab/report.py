@@ -2,11 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import math
-import os
-from pathlib import Path
 import sys
-import sysconfig
-import traceback
 from typing import Any, TYPE_CHECKING
 
 from rich import box
@@ -20,6 +16,7 @@ if TYPE_CHECKING:
 
     from jaxlr.core import Claim
     from jaxlr.lab.aot import Compilation
+    from jaxlr.lab.judging import Judgement
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -31,20 +28,6 @@ def console(*, stderr: bool = False) -> Console:
 def error(message: str) -> None:
     """Print one red line on stderr, unbroken so that it can be searched and copied."""
     console(stderr=True).print(Text(message, "red"), soft_wrap=True)
-
-
-def where(error: BaseException) -> str:
-    """` (file, line n)` of the last line of the user's own that led to an error."""
-    package = Path(__file__).parents[1]
-    paths = sysconfig.get_paths()
-    libraries = ("<", paths["stdlib"], paths["purelib"], paths["platlib"])
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        name = frame.filename
-        is_experiment = name.startswith(str(package / "experiments"))
-        is_library = name.startswith((*libraries, str(package)))
-        if is_experiment or not is_library:
-            return f" ({os.path.relpath(name)}, line {frame.lineno})"
-    return ""
 
 
 def table(
@@ -64,14 +47,27 @@ def table(
     return made
 
 
-def claims_table(claims: Iterable["Claim"], title: str = "Claims") -> Table:
-    """Statement, predicted and measured range, verdict and source of every claim."""
-    columns = ("claim", "predicted", "measured", "verdict", "source")
-    return table(columns, [claim_row(claim) for claim in claims], title)
+def claims_table(judgements: Sequence["Judgement"], title: str = "Claims") -> Table:
+    """Every claim with its verdict, and every problem.
+
+    Args:
+        judgements: What is known of each experiment. Several are told apart by name.
+        title: Title of the table.
+    """
+    columns = ("experiment", "claim", "predicted", "measured", "verdict", "source")
+    rows: list[tuple[Any, ...]] = []
+    for judgement in judgements:
+        cells = [claim_row(claim) for claim in judgement.claims]
+        cells += [(x, "", "", failure("error"), "") for x in judgement.problems]
+        cells = cells or [("makes no claims", "", "", "", "")]
+        rows += [(judgement.name, *row) for row in cells]
+    if len(judgements) == 1:
+        columns, rows = columns[1:], [row[1:] for row in rows]
+    return table(columns, rows, title)
 
 
 def claim_row(claim: "Claim") -> tuple[Any, ...]:
-    """A claim as cells."""
+    """Statement, predicted and measured range, verdict and source, as cells."""
     verdict = Text("holds", "green") if claim.holds else failure("fails")
     return claim.statement, predicted(claim), measured(claim), verdict, claim.source
 
@@ -116,6 +112,8 @@ def attributes_table(attributes: Mapping[str, Any], title: str = "Provenance") -
 
 def compilation_table(compilation: "Compilation", title: str) -> Table:
     """What a compiled program takes of a chip's memory."""
+    from jaxlr.lab.memory import format_bytes
+
     parts = {
         "arguments": compilation.arguments,
         "outputs": compilation.outputs,
@@ -125,12 +123,12 @@ def compilation_table(compilation: "Compilation", title: str) -> Table:
         "total": compilation.total,
     }
     rows: list[tuple[Any, ...]] = [
-        (name, size(number), f"{100 * number / compilation.hbm:.3g} %")
+        (name, format_bytes(number), f"{100 * number / compilation.hbm:.3g} %")
         for name, number in parts.items()
         if number or name != "aliased"
     ]
     verdict = Text("fits", "green") if compilation.fits else failure("does not fit")
-    rows.append(("HBM", size(compilation.hbm), verdict))
+    rows.append(("HBM", format_bytes(compilation.hbm), verdict))
     return table((compilation.chip, "bytes", "of HBM"), rows, title)
 
 
@@ -145,12 +143,3 @@ def metrics_table(results: "xr.Dataset", title: str = "Metrics") -> Table:
         shape = " x ".join(f"{n} {d}" for d, n in variable.sizes.items() if n > 1)
         rows.append((name, shape, first, last if values.size > 1 else ""))
     return table(("metric", "shape", "first", "last"), rows, title)
-
-
-def size(number: float) -> str:
-    """A size in the binary unit that suits it."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(number) < 1024:
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    return f"{number:.4g} GiB"

@@ -8,7 +8,6 @@ from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from jaxlr.core.types import Claim, Experiment
 from jaxlr.lab import docs, grid, store
 from jaxlr.lab.lane import Metric, storage_dtype
 
@@ -21,12 +20,13 @@ class Results:
     """Arrays of the whole sweep, filled chunk by chunk, labelled at the end.
 
     A group's metrics are known before it has run, so memory is taken once. Where the
-    groups differ in a dimension's length, short metrics are padded with NaN and the
-    lengths kept in `<dim>_length`.
+    groups differ in a dimension's length, short metrics are padded with NaN (see
+    `merged_metrics` for what that makes of integers) and the lengths kept in
+    `<dim>_length`.
 
     Args:
-        manifest: What is run.
-        has_gaps: Whether some chunks will never come; they are NaN.
+        manifest: The manifest of the run.
+        has_gaps: Whether some chunks will never come; their values are NaN.
     """
 
     def __init__(self, manifest: Mapping[str, Any], has_gaps: bool = False):
@@ -118,7 +118,11 @@ def merged_metrics(
 ) -> dict[str, tuple[Metric, np.dtype]]:
     """All groups' metrics at their greatest lengths, with the dtype to keep them in.
 
-    bfloat16 widens to float32; integers that need a NaN somewhere become float64.
+    A metric keeps the dtype that it was computed in, integers and booleans too; only
+    bfloat16 widens, to float32, and groups that differ share the dtype to which NumPy
+    promotes theirs. Where some of its values are missing - it is shorter in a group, a
+    group does not have it, or chunks are still to come - they are NaN, for which an
+    integer or boolean metric becomes float64; the other metrics stay as they are.
 
     Raises:
         ValueError: If a metric's dimensions differ between groups.
@@ -134,9 +138,9 @@ def merged_metrics(
             )
         lengths = tuple(max(n) for n in zip(*(m.shape for m in present), strict=True))
         needs_nan = has_gaps or any(m is None or m.shape != lengths for m in variants)
-        dtype = storage_dtype(present[0].dtype)
-        if dtype.kind not in "biufc":
-            dtype = np.dtype(np.float32)
+        dtypes = [storage_dtype(m.dtype) for m in present]
+        dtypes = [d if d.kind in "biufc" else np.dtype(np.float32) for d in dtypes]
+        dtype = np.result_type(*dtypes)
         if needs_nan and dtype.kind in "biu":
             dtype = np.dtype(np.float64)
         merged[name] = dataclasses.replace(present[0], shape=lengths), dtype
@@ -280,6 +284,30 @@ def attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def hparams(results: "xr.Dataset") -> dict[str, Any]:
+    """The hyper-parameters that all cells of these results share, by name.
+
+    Those that are not swept; and of the swept ones those with a single value here, as
+    in `results.isel(alpha=0)`. All others are coordinates of the results.
+
+    Args:
+        results: What `sweep` or `load` returns, or a selection of it.
+    """
+    fixed = json.loads(results.attrs["hparams"])
+    for name in fixed.keys() & results.coords.keys():
+        values = np.unique(results[name].values)
+        if values.size == 1:
+            fixed[name] = values[0].item()
+        else:
+            del fixed[name]
+    return {name: _finite_or_not(value) for name, value in fixed.items()}
+
+
+def _finite_or_not(value: Any) -> Any:
+    """`value`, or the float without a word in JSON that it stands for."""
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
 def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
     """The cells of these values, also where axes that move together share a dimension.
 
@@ -305,20 +333,3 @@ def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
                 )
         results = results.isel({dim: np.flatnonzero(np.isin(present, wanted))})
     return results
-
-
-def claims(experiment: Experiment, results: "xr.Dataset") -> list[Claim]:
-    """The experiment's claims about `results`; none if it makes none.
-
-    Raises:
-        ValueError: If `experiment.claims` returns no list of at least one `Claim`.
-    """
-    if experiment.claims is None:
-        return []
-    found = list(experiment.claims(results) or ())
-    if not found:
-        raise ValueError("`claims` returned no claim: nothing would be judged.")
-    for claim in found:
-        if not isinstance(claim, Claim):
-            raise ValueError(f"`claims` must return a list of Claim, got {claim!r}.")
-    return found

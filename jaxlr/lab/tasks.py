@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlr.lab import chunks, find, grid, provenance
-from jaxlr.lab.setup import kept, Setup
+from jaxlr.lab import chunks, find, provenance
+from jaxlr.lab.compiled import Compiled, kept, settings
 
 
 # Module -> digest of the file it was loaded from, in a worker.
@@ -47,14 +47,15 @@ class Payload:
     content: bytes
 
 
-def pack(setup: Setup) -> Payload:
+def pack(compiled: Compiled) -> Payload:
     """Make a sweep ready to travel.
 
     Raises:
         ValueError: If the experiment cannot be sent to another process.
     """
     # Claims and figures are not needed there, and may not be able to travel.
-    experiment = setup.experiment.replace(claims=None, figure=None, smoke={})
+    request = compiled.request
+    experiment = request.experiment.replace(claims=None, figure=None, smoke={})
     name = experiment.function.__module__
     file = getattr(sys.modules.get(name), "__file__", None)
     file = None if name == "__main__" else file
@@ -68,18 +69,19 @@ def pack(setup: Setup) -> Payload:
                 'only with cloudpickle (`pip install "jaxlr[cluster]"`); or put it '
                 "into a file and import it."
             ) from None
-    content = experiment, setup.dims, setup.num_seeds, setup.seed, setup.backend
     try:
-        content = pickler.dumps(content)
+        content = pickler.dumps(
+            dataclasses.replace(request, experiment=experiment, devices=())
+        )
     except (pickle.PicklingError, AttributeError, TypeError) as e:
         raise ValueError(f"The experiment cannot be sent to an executor: {e}.") from e
     return Payload(
         name,
         file,
-        provenance.source_digest(setup.experiment),
+        provenance.source_digest(request.experiment),
         _this_process(),
-        tuple(provenance.settings().items()),
-        json.dumps(setup.config()),
+        tuple(settings().items()),
+        json.dumps(provenance.config(compiled)),
         content,
     )
 
@@ -97,11 +99,12 @@ def run_chunk(
         RuntimeError: If the worker would compute something else than the coordinator:
             other versions, another platform, other files.
     """
-    setup = kept(payload, lambda: _unpack(payload))
-    return chunks.run(setup, setup.program(chunk.group, width), chunk)
+    compiled = kept(payload, lambda: _unpack(payload))
+    program = compiled.program(chunk.group, width)
+    return chunks.run(compiled.request, program, chunk)
 
 
-def _unpack(payload: Payload) -> Setup:
+def _unpack(payload: Payload) -> Compiled:
     if payload.file is not None and payload.process != _this_process():
         if _LOADED.get(payload.module, payload.source) != payload.source:
             sys.modules.pop(payload.module, None)
@@ -110,20 +113,14 @@ def _unpack(payload: Payload) -> Setup:
         _LOADED[payload.module] = payload.source
     for name, value in payload.settings:
         jax.config.update(f"jax_{name}", value)
-    experiment, dims, num_seeds, seed, backend = pickle.loads(payload.content)
-    setup = Setup(
-        experiment,
-        dims,
-        tuple(grid.groups(experiment.hparams, dims)),
-        num_seeds,
-        seed,
-        tuple(jax.local_devices()),
-        backend,
-    )
-    wanted, found = json.loads(payload.config), json.loads(json.dumps(setup.config()))
-    if provenance.source_path(experiment) is None:
+    request = pickle.loads(payload.content)
+    request = dataclasses.replace(request, devices=tuple(jax.local_devices()))
+    compiled = Compiled(request)
+    wanted = json.loads(payload.config)
+    found = json.loads(json.dumps(provenance.config(compiled)))
+    if provenance.source_path(request.experiment) is None:
         found["source"] = wanted["source"]  # it came along, by value, without its file
     if differing := [name for name in wanted if wanted[name] != found[name]]:
         pairs = ", ".join(f"{n}: {wanted[n]!r} / {found[n]!r}" for n in differing)
         raise RuntimeError(f"The worker differs from the coordinator in {pairs}.")
-    return setup
+    return compiled

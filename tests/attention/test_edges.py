@@ -97,11 +97,11 @@ def test_windows_wider_than_any_sequence_are_none(implementation):
     np.testing.assert_allclose(found, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-def test_a_mask_of_queries_stays_linear(x64, ordered):
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_a_mask_of_queries_stays_linear(x64, is_ordered):
     arrays = draw((7, 7), size=0.3)
     seen = jnp.arange(7) % 3 > 0
-    options = {"mask": seen[None, None, :, None, None], "ordered": ordered}
+    options = {"mask": seen[None, None, :, None, None], "is_ordered": is_ordered}
     options["return_residual"] = True
     found = attention.tensor_attention(
         *arrays, implementation="polynomial", degree=10, **options
@@ -116,7 +116,7 @@ def test_order_means_nothing_for_one_mode(x64):
     arrays = draw((7,), size=0.3)
     options = {"local_window_size": (2,), "implementation": "polynomial"}
     found, want = (
-        attention.tensor_attention(*arrays, ordered=ordered, **options)
-        for ordered in (False, True)
+        attention.tensor_attention(*arrays, is_ordered=is_ordered, **options)
+        for is_ordered in (False, True)
     )
     np.testing.assert_array_equal(found, want)

@@ -1,5 +1,8 @@
 """Layers against their projections and the attention itself."""
 
+import inspect
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -66,11 +69,35 @@ def test_a_block_trains_over_a_batch():
         ({"num_heads": 2, "num_kv_heads": 3}, "`num_kv_heads` must divide"),
         ({"num_heads": 2, "num_modes": 0}, "`num_modes` must be an integer >= 1"),
         ({"num_heads": 2, "num_hidden": 0}, "`num_hidden` must be an integer >= 1"),
+        ({"num_heads": 2, "head_dim": 4.0}, "`head_dim` must be an integer >= 1"),
+        ({"num_heads": True}, "`num_heads` must be an integer >= 1, got True"),
     ],
 )
 def test_misuse(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         attention.TransformerBlock(jr.key(0), 8, **options)
+
+
+def test_sizes_may_be_those_of_numpy():
+    def make(of: Any):
+        sizes = {"num_kv_heads": of(2), "num_hidden": of(6)}
+        return attention.TransformerBlock(jr.key(0), of(8), of(4), **sizes)
+
+    made = make(int), make(np.int64)
+    assert eqx.tree_equal(*made)
+    assert isinstance(made[1].attention.num_heads, int)
+
+
+def test_what_is_passed_on_is_listed():
+    call = inspect.signature(attention.TransformerBlock.__call__).parameters
+    theirs = inspect.signature(attention.tensor_attention).parameters
+    assert [*call] == ["self", "x", "key", *[*theirs][3:-1]]
+    assert call["precision"] == theirs["precision"]
+    made = inspect.signature(attention.TransformerBlock.__init__).parameters
+    assert made["num_modes"].default == 2
+    block = attention.TransformerBlock(jr.key(0), 8, 2)
+    with pytest.raises(TypeError, match="'causal'; did you mean 'is_causal'"):
+        block(jnp.ones((5, 8)), causal=True)  # pyright: ignore
 
 
 def test_layers_in_a_row_are_called_as_those_of_equinox():

@@ -49,9 +49,9 @@ LENGTHS = np.array([[3, 5], [6, 2]])  # mode, sequence
 CASES = {
     "all": ({}, lambda *place: True),
     "causal": ({"is_causal": True}, lambda b, n, i, j, k: max(j, k) <= i),
-    "ordered": ({"ordered": True}, lambda b, n, i, j, k: j <= k),
+    "ordered": ({"is_ordered": True}, lambda b, n, i, j, k: j <= k),
     "ordered_causal": (
-        {"ordered": True, "is_causal": True},
+        {"is_ordered": True, "is_causal": True},
         lambda b, n, i, j, k: j <= k <= i,
     ),
     "window": (
@@ -78,7 +78,7 @@ CASES = {
 EXACT = CASES | {
     "mask": ({"mask": jnp.asarray(MASK)}, lambda b, n, i, j, k: MASK[b, 0, i, j, k]),
     "ordered_windows": (
-        {"ordered": True, "local_window_size": 2},
+        {"is_ordered": True, "local_window_size": 2},
         lambda b, n, i, j, k: j <= k and max(abs(i - j), abs(i - k)) <= 2,
     ),
 }
@@ -183,7 +183,7 @@ TILED = {
     "causal": {"is_causal": True},
     "windows": {"local_window_size": ((4, 2), (9, 0))},
     "causal_window": {"local_window_size": 5, "is_causal": True},
-    "ordered": {"ordered": True, "is_causal": True},
+    "ordered": {"is_ordered": True, "is_causal": True},
     "lengths": {"key_lengths": (jnp.array([19, 0]), jnp.array([3, 280]))},
     "mask": {
         "mask": jnp.asarray(np.random.default_rng(0).random((1, 2, 21, 1, 300)) < 0.3)

@@ -10,6 +10,7 @@ import pytest
 
 import jaxlr
 from jaxlr import lab
+from jaxlr.core import Claim
 from jaxlr.lab import find
 from jaxlr.lab.cli import commands, flags, main
 
@@ -438,6 +439,30 @@ def test_reproduce_judges_all_and_goes_on_after_an_error(tmp_path, mine, capsys)
     assert dict(lab.load(sorted(Path("runs/mine").iterdir())[0]).sizes)["step"] == 10
     mine.write_text(MINE.replace("high=0.1", "high=1e-9"))
     assert main(["reproduce", "--smoke", "mine.py"]) == 1
+
+
+@pytest.mark.parametrize("bound", ["0.1", "1e-9"])
+def test_the_exit_status_comes_from_verdicts_not_from_a_table(
+    mine, capsys, monkeypatch, bound
+):
+    """Whatever the table's columns are, a failing claim exits 1."""
+    from jaxlr.lab import report
+
+    mine.write_text(MINE.replace("high=0.1", f"high={bound}"))
+    monkeypatch.setattr(report, "claims_table", lambda judgements: "no table at all")
+    status = int(bound == "1e-9")
+    assert main(["run", "mine.py"]) == status
+    assert main(["show", str(only_run())]) == status
+    assert main(["reproduce", "--smoke", "mine.py"]) == status
+    assert capsys.readouterr().out.endswith("no table at all\n")
+
+
+def test_verdicts():
+    good, bad = (Claim("c", 1.0, high=high) for high in (2.0, 0.0))
+    assert not lab.Judgement("x").has_failed
+    assert not lab.Judgement("x", (good,)).has_failed
+    assert lab.Judgement("x", (good, bad)).has_failed
+    assert lab.Judgement("x", (good,), ("no figure",)).has_failed
 
 
 def test_reproduce_without_names_takes_all_shipped(monkeypatch, mine, capsys):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxlr.lab import chunks, load, plan, replay, store, sweep
-from jaxlr.lab.setup import Setup
+from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.request import Request
 from tests.devices import Forced
 from tests.lab import _toys as toys
 
@@ -53,13 +54,13 @@ def test_fewer_cells_than_devices(make):
 @EIGHT.needed
 @MAKERS
 def test_devices_do_not_talk(make):
-    setup = Setup.make(make(), {"rate": RATES})
+    request = Request.make(make(), {"rate": RATES})
     talk = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    program: Any = setup.program(0, 3).call
+    program: Any = Compiled(request).program(0, 3).call
     assert "while" in program.as_text()
     assert not re.search(talk, program.as_text())
     # So does the search find what there is to be found?
-    mesh = jax.sharding.Mesh(np.asarray(setup.devices), ("cell",))
+    mesh = jax.sharding.Mesh(np.asarray(request.devices), ("cell",))
     sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("cell"))
     mean: Any = jax.jit(lambda x: x - x.mean(), in_shardings=sharded)
     assert re.search(talk, mean.lower(np.ones(24)).compile().as_text())
@@ -137,9 +138,9 @@ def test_a_diverging_lane_stays_in_its_lane():
 
 @EIGHT.needed
 def test_the_cells_of_a_chunk_are_on_different_devices():
-    setup = Setup.make(toys.closed(), {"rate": RATES})
-    program = setup.program(0, 3)
-    values = chunks.pad(setup, program, 0, np.arange(19))
+    request = Request.make(toys.closed(), {"rate": RATES})
+    program = Compiled(request).program(0, 3)
+    values = chunks.pad(request, program, 0, np.arange(19))
     out: Any = program.call(np.uint32(0), np.arange(2, dtype=np.int32), values)
     assert len(out[0].sharding.device_set) == 8
     assert {s.data.shape[:2] for s in out[0].addressable_shards} == {(2, 3)}

@@ -11,7 +11,8 @@ import pytest
 
 from jaxlr.core import Experiment
 from jaxlr.lab import chunks, find, store, sweep, tasks
-from jaxlr.lab.setup import Setup
+from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.request import Request
 from tests.lab import _toys as toys
 
 
@@ -26,7 +27,7 @@ def test_threads_give_the_same_bits(tmp_path, make):
 
 
 def test_workers_run_the_planned_width(tmp_path, monkeypatch):
-    widths, program = [], Setup.program
+    widths, program = [], Compiled.program
 
     def spy(self, group, width):
         widths.append(width)
@@ -36,7 +37,7 @@ def test_workers_run_the_planned_width(tmp_path, monkeypatch):
         sweep(toys.closed(), directory=tmp_path, chunk=2, executor=pool)
         (layout,) = store.read_manifest(tmp_path)["layout"]
         (tmp_path / "chunks/g000-c00001.npz").unlink()
-        monkeypatch.setattr(Setup, "program", spy)
+        monkeypatch.setattr(Compiled, "program", spy)
         sweep(toys.closed(), directory=tmp_path, resume=True, executor=pool)
     assert widths == [layout["width"]] == [2]
 
@@ -51,7 +52,7 @@ def test_workers_take_over_jaxs_settings():
 
 
 def test_a_worker_that_would_compute_something_else_says_so(monkeypatch):
-    payload = tasks.pack(Setup.make(toys.closed(num_steps=17)))
+    payload = tasks.pack(Compiled(Request.make(toys.closed(num_steps=17))))
     monkeypatch.setattr(jax, "__version__", "0.0.1")
     with pytest.raises(RuntimeError, match=r"jax: .* / '0.0.1'"):
         tasks.run_chunk(payload, 2, chunks.Chunk(0, 0, 0, 2))

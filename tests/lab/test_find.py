@@ -271,3 +271,21 @@ def test_a_bad_file_is_named_with_the_reason(tmp_path, text, match):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no file.*gone\.py"):
         find.find(tmp_path / "gone.py")
+
+
+def test_the_line_of_an_error_is_the_users_own(tmp_path):
+    path = tmp_path / "theirs.py"
+    path.write_text("import json\n\n\ndef f():\n    json.loads('{')\n")
+    namespace = {}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    with pytest.raises(ValueError, match="Expecting") as caught:
+        namespace["f"]()
+    assert find.line_of(caught.value).endswith("theirs.py, line 5)")
+
+
+def test_no_line_of_ours_is_named():
+    with pytest.raises(AttributeError) as caught:
+        find.summary(None)  # pyright: ignore
+    own = caught.value.__traceback__
+    assert own is not None
+    assert find.line_of(caught.value.with_traceback(own.tb_next)) == ""

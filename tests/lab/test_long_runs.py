@@ -9,7 +9,8 @@ import pytest
 
 from jaxlr.core import Experiment, loop, Solver
 from jaxlr.lab import chunks, store, sweep
-from jaxlr.lab.setup import Setup
+from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.request import Request
 from tests.lab import _toys as toys
 
 
@@ -17,7 +18,7 @@ from tests.lab import _toys as toys
 def segments(monkeypatch):
     """Every (first, last) step that a program is called with."""
     calls = []
-    program = Setup.program
+    program = Compiled.program
 
     def counted(self, group, width):
         made = program(self, group, width)
@@ -32,7 +33,7 @@ def segments(monkeypatch):
 
         return Counted()
 
-    monkeypatch.setattr(Setup, "program", counted)
+    monkeypatch.setattr(Compiled, "program", counted)
     return calls
 
 
@@ -52,9 +53,9 @@ CUTS = {
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_segments_of_any_partition_hold_the_same_bits(every):
-    setup = Setup.make(toys.long().replace(every=every))
-    program = setup.program(0, 3)
-    cells = chunks.pad(setup, program, 0, np.arange(3))
+    request = Request.make(toys.long().replace(every=every))
+    program = Compiled(request).program(0, 3)
+    cells = chunks.pad(request, program, 0, np.arange(3))
     ends = {}
     for name, cuts in CUTS.items():
         t, state = 0, program.initial_state(2)

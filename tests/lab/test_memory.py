@@ -9,7 +9,8 @@ import pytest
 
 from jaxlr.core import Experiment
 from jaxlr.lab import chunks, memory, plan, planning, sweep
-from jaxlr.lab.setup import Setup
+from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.request import Request
 from tests.lab import _toys as toys
 
 
@@ -145,8 +146,9 @@ def test_an_explicit_chunk_is_a_ceiling(host, tmp_path):
 def optimist(monkeypatch):
     """An estimate that takes all cells at once, whatever the memory."""
 
-    def fit(setup, **_):
-        return [len(g.cells) for g in setup.groups], [0 for _ in setup.groups]
+    def fit(compiled, **_):
+        groups = compiled.request.groups
+        return [len(g.cells) for g in groups], [0 for _ in groups]
 
     monkeypatch.setattr(planning, "fit", fit)
 
@@ -156,8 +158,9 @@ def test_a_program_over_the_budget_is_narrowed(host, optimist, tmp_path):
     found = sweep(heavy(8), directory=tmp_path)
     (width,) = _widths(tmp_path)
     assert 1 <= width < 8
-    setup = Setup.make(heavy(8))
-    assert setup.program(0, width).bytes <= setup.budget < setup.program(0, 8).bytes
+    compiled = Compiled(Request.make(heavy(8)))
+    small, large = (compiled.program(0, cells).bytes for cells in (width, 8))
+    assert small <= compiled.budget < large
     host(1e12)
     toys.assert_equal(found, sweep(heavy(8), chunk=width))
     toys.assert_equal(sweep(heavy(8), directory=tmp_path, resume=True), found)
@@ -173,14 +176,14 @@ def _widths(directory):
 def test_a_program_that_the_compiler_refuses_is_narrowed(
     monkeypatch, optimist, tmp_path, fits
 ):
-    program = Setup.program
+    program = Compiled.program
 
     def refusing(self, group, width):
         if width > fits:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory")
         return program(self, group, width)
 
-    monkeypatch.setattr(Setup, "program", refusing)
+    monkeypatch.setattr(Compiled, "program", refusing)
     if fits == 0:
         with pytest.raises(ValueError, match="One cell"):
             sweep(toys.closed(), directory=tmp_path)
@@ -194,7 +197,7 @@ def test_other_compiler_errors_are_not_swallowed(monkeypatch, optimist):
     def broken(self, group, width):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
-    monkeypatch.setattr(Setup, "program", broken)
+    monkeypatch.setattr(Compiled, "program", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
         sweep(toys.closed())
 
@@ -338,3 +341,8 @@ class Accelerator:
 
 def test_the_fullest_accelerator_decides():
     assert memory.available_bytes([Accelerator(100), Accelerator(400)]) == 600
+
+
+def test_bytes_are_said_in_the_unit_that_suits_them():
+    sizes = [memory.format_bytes(x) for x in (1, 1536, 2**21, 3 * 2**40)]
+    assert sizes == ["1 B", "1.5 KiB", "2 MiB", "3072 GiB"]

@@ -7,6 +7,7 @@ import pytest
 
 from jaxlr.core import Claim
 from jaxlr.lab import report
+from jaxlr.lab.judging import Judgement
 
 
 def shown(capsys, thing):
@@ -31,9 +32,18 @@ def test_claim_row(claim, predicted, measured, verdict):
 
 
 def test_claims_table_shows_everything(capsys):
-    text = shown(capsys, report.claims_table([Claim("[bold]x[/]", 3, 0, 1, "S1 [eq]")]))
+    claim = Claim("[bold]x[/]", 3, 0, 1, "S1 [eq]")
+    one = Judgement("mine", (claim,))
+    text = shown(capsys, report.claims_table([one]))
     for word in ("[bold]x[/]", "0 to 1", "3", "fails", "S1 [eq]", "Claims"):
         assert word in text
+    assert "experiment" not in text
+    others = Judgement("silent"), Judgement("broken", problems=("no figure",))
+    text = shown(capsys, report.claims_table([one, *others]))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "mine [bold]x[/] 0 to 1 3 fails S1 [eq]" in lines
+    assert "silent makes no claims" in lines
+    assert "broken no figure error" in lines
 
 
 def test_a_wide_line_is_not_cut(capsys):
@@ -70,26 +80,3 @@ def test_compilation_table(capsys):
     lines = [line.split() for line in text.splitlines()]
     assert ["total", "3", "GiB", "75", "%"] in lines
     assert ["HBM", "4", "GiB", "fits"] in lines
-
-
-def test_size():
-    sizes = [report.size(x) for x in (1, 1536, 2**21, 3 * 2**40)]
-    assert sizes == ["1 B", "1.5 KiB", "2 MiB", "3072 GiB"]
-
-
-def test_where_names_the_users_own_line(tmp_path):
-    path = tmp_path / "theirs.py"
-    path.write_text("import json\n\n\ndef f():\n    json.loads('{')\n")
-    namespace = {}
-    exec(compile(path.read_text(), str(path), "exec"), namespace)
-    with pytest.raises(ValueError, match="Expecting") as caught:
-        namespace["f"]()
-    assert report.where(caught.value).endswith("theirs.py, line 5)")
-
-
-def test_where_is_silent_about_our_own_lines():
-    with pytest.raises(AttributeError) as caught:
-        report.predicted(None)  # pyright: ignore
-    own = caught.value.__traceback__
-    assert own is not None
-    assert report.where(caught.value.with_traceback(own.tb_next)) == ""

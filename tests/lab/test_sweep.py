@@ -4,6 +4,7 @@ from collections import Counter
 import contextlib
 import dataclasses
 import json
+import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,7 +16,7 @@ import pytest
 
 from jaxlr import lab
 from jaxlr.core import Axis, Claim, Experiment, LogUniform, Uniform
-from jaxlr.lab import setup
+from jaxlr.lab import compiled
 
 
 class HParams(eqx.Module):
@@ -180,10 +181,71 @@ def test_lengths_that_differ_between_groups_are_padded_and_kept():
     assert (results.diverged_at == -1).all()
 
 
+def counting(key, hparams):
+    """Metrics of integers and booleans beside a float."""
+    loss = jnp.ones(hparams.width)
+    return {
+        "loss": loss * hparams.eta,
+        "counts": jnp.arange(hparams.width),
+        "has_ended": loss > 0,
+        "best": jnp.argmin(loss),
+        "is_good": hparams.eta < 2,
+        "mixed": 1.5 if hparams.kind == "double" else 1,
+    }
+
+
+COUNTING = Experiment(run=counting, hparams=HParams())
+
+
+@pytest.mark.parametrize(
+    ("axes", "padded"),
+    [
+        ({"eta": [1.0, 2.0]}, ()),
+        ({"eta": [1.0, 2.0], "width": [4]}, ()),
+        ({"eta": [1.0, 2.0], "width": [2, 4]}, ("counts", "has_ended")),
+    ],
+)
+def test_integers_and_booleans_stay_what_they_are_unless_padded(axes, padded):
+    results = lab.sweep(COUNTING, axes)
+    for name, kind in (
+        *(("counts", "i"), ("has_ended", "b"), ("best", "i"), ("is_good", "b")),
+        *(("mixed", "i"), ("diverged_at", "i")),
+    ):
+        wanted = "f" if name in padded else kind
+        assert results[name].dtype.kind == wanted, name
+    for name in padded:
+        assert np.isnan(results[name].sel(width=2).values[..., 2:]).all()
+        assert not np.isnan(results[name].sel(width=4).values).any()
+
+
+def test_groups_that_differ_in_dtype_share_one_that_holds_both():
+    results = lab.sweep(COUNTING, {"kind": ["plain", "double"], "eta": [1.0]})
+    assert results["mixed"].values.ravel().tolist() == [1.0, 1.5]
+
+
+def test_hyper_parameters_that_all_cells_share_come_back_typed():
+    hparams = HParams(shift=math.inf, width=4, flag=True)
+    experiment = COUNTING.replace(hparams=hparams)
+    results = lab.sweep(experiment, {"eta": [1.0, 2.0], ("num", "kind"): [(3, "x")]})
+    found = lab.hparams(results)
+    wanted = {"shift": math.inf, "width": 4, "kind": "x", "num": 3, "flag": True}
+    assert found == wanted
+    assert [type(found[k]) for k in ("width", "num", "flag")] == [int, int, bool]
+    assert lab.hparams(results.isel(eta=1))["eta"] == 2.0
+    assert lab.hparams(lab.select(results, eta=1.0))["eta"] == 1.0
+
+
+def test_one_function_names_the_dimension_of_an_axis():
+    fields = ("eta", "shift")
+    results = lab.sweep(EXPERIMENT, {fields: [(0.1, 0.0)], "num": [1, 2]})
+    wanted = [lab.dimension_name(name) for name in (fields, "num")]
+    assert list(results.loss.dims[:2]) == wanted == ["eta_shift", "num"]
+
+
 @pytest.fixture
 def fresh():
     """Forget the programs that earlier tests compiled."""
-    setup._KEPT.clear()
+    compiled._KEPT.clear()
 
 
 @contextlib.contextmanager

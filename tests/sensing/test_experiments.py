@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +141,7 @@ def test_claims_refuse_results_without_their_cells():
         ),
     )
     results = lab.sweep(few)
-    assert json.loads(results.attrs["hparams"])["eta"] == 0.1
+    assert lab.hparams(results)["eta"] == 0.1
     with pytest.raises(ValueError, match="No cell of these results"):
         overparameterization.claims(results)
 

@@ -5,6 +5,7 @@ import sys
 
 import tyro
 
+from jaxlr.lab import find
 from jaxlr.lab.cli import commands, flags
 
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _error(message: str, error: BaseException | None = None) -> None:
     from jaxlr.lab import report  # rich takes longer than printing help
 
-    report.error(message + (report.where(error) if error else ""))
+    report.error(message + (find.line_of(error) if error else ""))
 
 
 def _is_for_the_user(error: Exception) -> bool:

@@ -1,10 +1,8 @@
 """What each command of the command line does. jax is imported by those that need it."""
 
 import datetime
-import math
 from pathlib import Path
 import secrets
-import sys
 from typing import Annotated, Any, TYPE_CHECKING
 
 import tyro
@@ -16,12 +14,10 @@ from jaxlr.lab.cli import axes
 if TYPE_CHECKING:
     import xarray as xr
 
-    from jaxlr.core import Claim, Experiment
+    from jaxlr.core import Experiment
     from jaxlr.lab.cli.flags import General, Request
 
 RUNS = Path("runs")
-_CLAIMS = "claims.json"
-_FIGURE = "figure.png"
 
 
 def list_() -> int:
@@ -148,13 +144,12 @@ def reproduce(
         smoke: At the small sizes, which run in seconds.
     """
     from jaxlr import lab
-    from jaxlr.lab import report
+    from jaxlr.lab import judging, report
 
     console = report.console()
     known = {name: find.find(name) for name in names}  # misspelled: before any runs
-    rows: list[tuple[Any, ...]] = []
+    judgements = []
     for name in known or find.names():
-        problems = []
         try:
             experiment = known.get(name) or find.find(name)
             if smoke:
@@ -162,16 +157,12 @@ def reproduce(
             directory = _new_directory(experiment.name)
             console.print(f"{name}: {directory}", markup=False)
             results = lab.sweep(experiment, directory=directory)
-            claims, problems = _judge(experiment, results, directory)
-            rows += [(name, *report.claim_row(claim)) for claim in claims]
-            if not claims and not problems:
-                rows.append((name, "makes no claims", "", "", "", ""))
+            judgement = judging.judge(experiment.replace(name=name), results, directory)
         except Exception as e:  # the others are worth knowing all the same
-            problems = [f"{type(e).__name__}: {e}{report.where(e)}"]
-        rows += [(name, text, "", "", report.failure("error"), "") for text in problems]
-    columns = ("experiment", "claim", "predicted", "measured", "verdict", "source")
-    console.print(report.table(columns, rows, "Claims"))
-    return int(any(str(row[4]) in ("fails", "error") for row in rows))
+            judgement = lab.Judgement(name, problems=(judging.sentence(e),))
+        judgements.append(judgement)
+    console.print(report.claims_table(judgements))
+    return int(any(judgement.has_failed for judgement in judgements))
 
 
 def compile_(
@@ -212,7 +203,7 @@ def compile_(
         return 1
     except (NotImplementedError, jax.errors.JaxRuntimeError) as e:
         report.error(
-            f"{found.name} does not compile for {target}: {e}{report.where(e)}"
+            f"{found.name} does not compile for {target}: {e}{find.line_of(e)}"
         )
         return 1
     console = report.console()
@@ -230,15 +221,11 @@ def doctor() -> int:
 
 
 def _conclude(experiment: "Experiment", results: "xr.Dataset", directory: Path) -> int:
-    """Print claims, problems and paths; 0 if nothing fails."""
-    from jaxlr.lab import report
+    """Judge, say what there is and where, the claims last; 0 if nothing fails."""
+    from jaxlr.lab import judging, report
 
     console = report.console()
-    claims, problems = _judge(experiment, results, directory)
-    if claims:
-        console.print(report.claims_table(claims))
-    elif experiment.claims is None:
-        console.print(f"{experiment.name} makes no claims.", markup=False)
+    judgement = judging.judge(experiment, results, directory)
     if not results.attrs.get("is_complete", 1):
         console.print(
             f"The run is unfinished, its missing cells are NaN. Go on with --directory "
@@ -247,62 +234,18 @@ def _conclude(experiment: "Experiment", results: "xr.Dataset", directory: Path) 
         )
     for what, path in (
         ("results", directory),
-        ("figure", directory / _FIGURE),
+        ("figure", directory / judging.FIGURE),
         ("manifest", directory / "manifest.json"),
     ):
         if path.exists():
             console.print(f"{what:9} {path}", markup=False, soft_wrap=True)
-    for problem in problems:
+    for problem in judgement.problems:
         report.error(problem)
-    return int(bool(problems) or not all(claim.holds for claim in claims))
-
-
-def _judge(
-    experiment: "Experiment", results: "xr.Dataset", directory: Path
-) -> tuple[list["Claim"], list[str]]:
-    """Claims and figure, kept beside the results; and what went wrong with either."""
-    from jaxlr import lab
-    from jaxlr.lab import plot, report, store
-
-    claims, problems = [], []
-    try:
-        claims = lab.claims(experiment, results)
-        if results.attrs.get("is_complete", 1):  # it marks the run as judged
-            store.write_json(directory / _CLAIMS, [_plain(claim) for claim in claims])
-    except Exception as e:
-        problems.append(f"Claims: {type(e).__name__}: {e}{report.where(e)}")
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        figure = (experiment.figure or plot.default_figure)(results)
-        if not hasattr(figure, "savefig"):
-            raise TypeError(
-                "`figure` must return a matplotlib Figure, got "
-                f"{type(figure).__name__}."
-            )
-        figure.savefig(directory / _FIGURE, dpi=150)
-        if pyplot := sys.modules.get("matplotlib.pyplot"):
-            pyplot.close(figure)
-    except Exception as e:
-        problems.append(f"Figure: {type(e).__name__}: {e}{report.where(e)}")
-    return claims, problems
-
-
-def _plain(claim: "Claim") -> dict[str, Any]:
-    """A claim as JSON; a bound that is not there is null, so is NaN."""
-
-    def number(x):
-        return float(x) if math.isfinite(x) else None
-
-    return {
-        "statement": claim.statement,
-        "low": number(claim.low),
-        "high": number(claim.high),
-        "measured": [number(x) for x in list(claim.measured)],  # pyright: ignore
-        "holds": claim.holds,
-        "source": claim.source,
-    }
+    if judgement.claims:
+        console.print(report.claims_table([judgement]))
+    elif experiment.claims is None:
+        console.print(f"{experiment.name} makes no claims.", markup=False)
+    return int(judgement.has_failed)
 
 
 def _directory(general: "General", name: str) -> Path:
@@ -311,16 +254,16 @@ def _directory(general: "General", name: str) -> Path:
         return Path(general.directory)
     if not general.resume:
         return _new_directory(name)
+    from jaxlr.lab import judging, report
+
     folder = RUNS / name
     found = folder.iterdir() if folder.is_dir() else ()
-    unfinished = [p for p in found if p.is_dir() and not (p / _CLAIMS).exists()]
+    unfinished = [p for p in found if p.is_dir() and not (p / judging.CLAIMS).exists()]
     if not unfinished:
         raise ValueError(
             f"There is no unfinished run in {folder}: start one without --resume, or "
             "name one by --directory."
         )
-    from jaxlr.lab import report
-
     newest = max(unfinished)
     report.console().print(f"Resuming {newest}", markup=False)
     return newest
