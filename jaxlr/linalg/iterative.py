@@ -53,9 +53,9 @@ def cg(
 
     Args:
         matvec_fn: `x -> A x`, symmetric positive definite; traceable.
-        b: Any shape, real. Its type is that of all arithmetic.
+        b: Right-hand side, real, of any shape. Its type is that of all arithmetic.
         preconditioner_fn: `x -> M x`, symmetric positive definite. None: the identity.
-        tolerance: On the relative residual.
+        tolerance: What the relative residual, ||b - A x|| / ||b||, may be at the end.
         max_steps: Bound on the number of steps. Static.
 
     Returns:
@@ -165,7 +165,7 @@ def refine(
     Args:
         matvec_fn: `x -> A x`, linear.
         solve_fn: `r -> (change, num_steps)`, the change being near A^-1 r.
-        b: Any shape, real.
+        b: Right-hand side, real, of any shape.
         max_steps: Bound on the number of calls of `solve_fn`. Static.
         target: What the 2-norm of b - A x may be at the end, in the units of b.
 
@@ -212,11 +212,12 @@ def gmres(
 
     Args:
         matvec_fn: `x -> A x`, linear; traceable.
-        b: Any shape, real. Its type is that of all arithmetic.
+        b: Right-hand side, real, of any shape. Its type is that of all arithmetic.
         preconditioner_fn: `x -> M x`, linear. None: the identity.
-        tolerance: On the relative residual.
+        tolerance: What the relative residual, ||b - A x|| / ||b||, may be at the end.
         max_steps: Bound on the number of steps. Static.
-        restart: m. None, or more than it: `max_steps`. Static.
+        restart: Number m of steps between restarts. None, or more than `max_steps`: it
+            never restarts. Static.
 
     Returns:
         `(x, info)`. Costs a product with A, one with M and 8 m N flops a step, memory
