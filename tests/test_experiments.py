@@ -14,75 +14,22 @@ from jaxlr import lab
 from jaxlr.core import compat, Experiment, loop
 from jaxlr.lab import find
 from jaxlr.lab.docs import field_docs
+from tests.conformance import newcomer
+from tests.conformance.source import ROOT
 
 
-# Their smoke sizes take 10 s or more to compile and run on two cores.
-HEAVY = {
-    "attention.crossover",
-    "attention.match3_learned",
-    "gp.exactness",
-    "gp.partial_grids",
-    "gp.photograph",
-    "gp.precision",
-    "gp.restarts",
-    "pde.collocation",
-    "pde.gp_hm",
-    "sensing.completion",
-    "sensing.completion_photograph",
-    "sensing.conditioning",
-    "sensing.outliers",
-    "sensing.overparameterization",
-    "sensing.phase_transition",
-    "sensing.photograph",
-    "sensing.precision",
-    "sensing.quantization",
-    "sensing.robust_photograph",
-    "sensing.small_initialization",
-    "sharpness.bias_variance",
-    "sharpness.digits",
-    "sharpness.edge_of_stability",
-    "sharpness.matrix_sensing",
-    "sharpness.two_cycle",
-    "ssm.condition",
-    "ssm.listops",
-}
-# Half a minute and more.
-HEAVIEST = {
-    "attention.digits",
-    "attention.scaling",
-    "gp.co2",
-    "ssm.digits",
-    "ssm.msam",
-    "ssm.robustness",
-}
-# 20 s and more until they are compiled for a TPU.
-HEAVY_ON_TPU = {
-    "attention.match3_learned",
-    "gp.exactness",
-    "gp.photograph",
-    "gp.precision",
-    "gp.restarts",
-    "pde.collocation",
-    "sensing.completion",
-    "sensing.completion_photograph",
-    "sensing.photograph",
-    "sensing.robust_photograph",
-    "ssm.fourier_gain",
-    "ssm.listops",
-}
+# The README shows these, one a family: every run of the tests has them. The others are
+# slow tests, which continuous integration runs; none is left out.
+SHOWN = set(newcomer.rows(ROOT).values())
 NAMES = sorted(find.names())
 
 
-def by_name(heavy=frozenset(HEAVY), if_heavy=pytest.mark.slow):
+def by_name(*marks):
     """Once for every experiment; with `--dist loadgroup` they share its results."""
 
     def param(name):
-        marks = [pytest.mark.xdist_group(name)]
-        if name in heavy:
-            marks.append(if_heavy)
-        if name in HEAVIEST:
-            marks.append(pytest.mark.full)
-        return pytest.param(name, marks=marks)
+        slow = () if name in SHOWN else (pytest.mark.slow,)
+        return pytest.param(name, marks=[pytest.mark.xdist_group(name), *slow, *marks])
 
     return pytest.mark.parametrize("name", [param(name) for name in NAMES])
 
@@ -165,8 +112,9 @@ def test_every_claim_can_be_false(name, smoke_results):
 def test_claims_notice_a_wrong_result(name, smoke_results):
     """Each claim fails on the changes that `tests/<family>/wrong.py` lists for it."""
     family, question = name.split(".")
+    forgotten = [v for v in newcomer.has_wrong(ROOT) if f"tests/{family}/" in v]
+    assert not forgotten
     tables = importlib.import_module(f"tests.{family}.wrong").WRONG
-    assert question in tables, f"tests/{family}/wrong.py needs an entry {question!r}"
     wrong = tables[question]
     experiment, results = smoke(name), swept(name, smoke_results)
     unnoticed = {claim.statement for claim in experiment.claims(results)}
@@ -185,15 +133,14 @@ def test_claims_notice_a_wrong_result(name, smoke_results):
     assert not unnoticed
 
 
-@pytest.mark.full
-@by_name()
+@by_name(pytest.mark.full)
 def test_claims_hold_at_full_size(name):
     experiment = find.find(name)
     claims = lab.claims(experiment, lab.sweep(experiment))
     assert [c.statement for c in claims if not c.holds] == []
 
 
-@by_name(if_heavy=pytest.mark.full)  # a second compile
+@by_name()
 def test_run_is_pure(name):
     """The same key gives the same bits, another key does not; nothing leaks."""
     experiment = smoke(name)
@@ -208,8 +155,8 @@ def test_run_is_pure(name):
 
 
 @pytest.mark.aot
-@by_name(HEAVY_ON_TPU)
-@pytest.mark.parametrize("target", ["v5e", "v6e"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("target", ["v5e", pytest.param("v6e", marks=pytest.mark.slow)])
 def test_it_compiles_for_a_tpu(name, target):
     """The largest compile group, as `jaxlr compile --smoke` does."""
     pytest.importorskip("libtpu", reason='needs pip install "jaxlr[aot]"')

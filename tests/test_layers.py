@@ -1,62 +1,37 @@
-"""The import rule, checked on the syntax tree: down a floor, never sideways or up."""
+"""The import rule, checked on the syntax tree; `docs/design.md` says the floors."""
 
-import ast
-import graphlib
 from pathlib import Path
 import subprocess
 import sys
 
 import pytest
 
+from tests.conformance import layers
+
 
 ROOT = Path(__file__).parents[1]
-FLOOR = {"core": 0, "kernels": 1, "lab": 1}
-FLOOR |= {"covariance": 2, "data": 2, "linalg": 2}  # a family is on floor 3
-LIBRARY = sorted((ROOT / "jaxlr").rglob("*.py"))
-EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
-ALLOWED_IN_EXPERIMENTS = {
-    *("jaxlr", "jax", "equinox", "optax", "numpy", "jaxtyping", "matplotlib"),
-    "scipy",  # which jax needs too
-}
 
 
-def floor(package):
-    """Families need no entry here: whatever is not listed is one."""
-    return FLOOR.get(package, 3)
+def test_the_page_has_floors():
+    floors = layers.floors(ROOT)
+    assert {"core", "lab", "linalg", "sensing", "experiments"} <= set(floors)
+    assert floors["core"] == min(floors.values()) < max(floors.values())
 
 
-def imported(path):
-    """(line, dotted name) of every import; relative ones have a leading dot."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            if base == "jaxlr":  # `from jaxlr import core`
-                yield from ((node.lineno, f"jaxlr.{a.name}") for a in node.names)
-            else:
-                yield node.lineno, base
+def test_imports_go_down():
+    assert not list(layers.imports_go_down(ROOT))
 
 
-def violations(path, own):
-    """Imports of `path`, a file of the package `own` (None: jaxlr's own files)."""
-    for line, name in imported(path):
-        if name.startswith("."):
-            yield f"{path}:{line} relative import"
-        if name == "jaxlr" and own not in (None, "lab"):  # hides what it then reaches
-            yield f"{path}:{line} imports all of jaxlr"
-        if name.split(".")[0] == "experiments":
-            yield f"{path}:{line} imports {name}"
-        other = name.split(".")[1] if name.startswith("jaxlr.") else own
-        if own is not None and other != own and floor(other) >= floor(own):
-            yield f"{path}:{line} {own} imports {name}"
-
-
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    own = parts[1] if len(parts) > 2 else None
-    assert not list(violations(path, own))
+PAGE = """
+```
+jaxlr/      the library
+  core/     floor 0: shared
+  lab/      floor 1: lab
+  linalg/   floor 2: algebra
+  sensing/  floor 3: a family
+  sharpness/  floor 3: a family
+```
+"""
 
 
 @pytest.mark.parametrize(
@@ -69,61 +44,18 @@ def test_imports_go_down(path):
         ("sensing", "from . import problem"),
         ("sensing", "import jaxlr"),
         ("core", "import experiments.sensing"),
+        ("linalg", "from jaxlr.newest import anything"),  # with no floor yet
     ],
 )
 def test_a_violation_is_seen(tmp_path, own, source):
-    path = tmp_path / "module.py"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "design.md").write_text(PAGE)
+    path = tmp_path / "jaxlr" / own / "module.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("from jaxlr.core import tree\nfrom jaxlr import core\n")
+    assert not [v for v in layers.imports_go_down(tmp_path) if own != "core"]
     path.write_text(source)
-    assert list(violations(path, own))
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_experiments_import_jaxlr_and_its_core_dependencies(path):
-    if "benchmarks" in path.parts:
-        return  # scripts, which may measure against other libraries
-    names = {
-        name if name.startswith(".") else name.split(".")[0]
-        for _, name in imported(path)
-    }
-    shared = "." if path.parent.name == "common" else "..common"
-    assert names <= ALLOWED_IN_EXPERIMENTS | set(sys.stdlib_module_names) | {shared}
-
-
-def import_circle(root):
-    """Modules of `root / "jaxlr"` that import each other, also within functions."""
-    paths = {
-        ".".join(path.relative_to(root).with_suffix("").parts): path
-        for path in (root / "jaxlr").rglob("*.py")
-    }
-    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
-    graph = {}
-    for name, path in paths.items():
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                full = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= {x if x in paths else node.module for x in full}
-        # Everybody may ask jaxlr for its version.
-        graph[name] = (found & paths.keys()) - {name, "jaxlr"}
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as error:
-        return error.args[1]
-    return []
-
-
-def test_no_module_imports_in_a_circle():
-    assert import_circle(ROOT) == []
-
-
-def test_a_circle_through_a_function_is_seen(tmp_path):
-    package = tmp_path / "jaxlr/lab"
-    package.mkdir(parents=True)
-    (package / "one.py").write_text("from jaxlr.lab import two")
-    (package / "two.py").write_text("def f():\n    from jaxlr.lab.one import g")
-    assert set(import_circle(tmp_path)) == {"jaxlr.lab.one", "jaxlr.lab.two"}
+    assert list(layers.imports_go_down(tmp_path))
 
 
 def test_import_jaxlr_is_light():

@@ -43,6 +43,8 @@ def count(name: str, value: Any, *, least: int = 1, most: int | None = None) -> 
     if number is not None and least <= number and (most is None or number <= most):
         return number
     allowed = f"an integer >= {least}" if most is None else f"in {least}..{most}"
+    if number is None and most is not None:
+        allowed = f"an integer {allowed}"
     static = "" if known(value) else ": it decides shapes and must not be traced"
     raise ValueError(f"`{name}` must be {allowed}, got {value!r}{static}.")
 

@@ -2,6 +2,7 @@
 
 from jaxlr.covariance.kernel import (
     Kernel as Kernel,
+    Parameter as Parameter,
     Product as Product,
     Scaled as Scaled,
     Sum as Sum,
@@ -18,4 +19,11 @@ from jaxlr.covariance.stationary import (
     RationalQuadratic as RationalQuadratic,
     SpectralMixture as SpectralMixture,
     SquaredExponential as SquaredExponential,
+)
+from jaxlr.covariance.training import (
+    constrain as constrain,
+    HELD as HELD,
+    hold as hold,
+    LOG_SCALE as LOG_SCALE,
+    unconstrain as unconstrain,
 )

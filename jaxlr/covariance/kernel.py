@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from jaxlr.core import checks
+from jaxlr.covariance.training import LOG_SCALE
 
 
 Parameter: TypeAlias = int | float | Num[Array, "..."]
@@ -25,6 +26,10 @@ class Kernel(eqx.Module):
     A pytree: hyper-parameters may be traced, mapped and differentiated; they are
     checked where they are known. `k1 + k2`, `k1 * k2` and `2.0 * k` are kernels. All
     but scaled ones and sums have k(0) = 1.
+
+    A kernel of one's own is a subclass with `_derivative(tau, order)`, and with
+    `max_order` if it has fewer derivatives than four. What is known of how its fields
+    are trained, it says by their metadata: see `jaxlr.covariance.training`.
     """
 
     __array_ufunc__ = None  # so that NumPy's numbers too leave `2.0 * k` to the kernel
@@ -116,7 +121,7 @@ class Scaled(Kernel):
         kernel: k.
     """
 
-    variance: Parameter
+    variance: Parameter = eqx.field(metadata=LOG_SCALE)
     kernel: Kernel
 
     def __check_init__(self):

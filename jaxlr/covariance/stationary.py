@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxlr.core import checks
 from jaxlr.covariance.kernel import Kernel, leibniz, Parameter
+from jaxlr.covariance.training import HELD, LOG_SCALE
 
 
 class SquaredExponential(Kernel):
@@ -21,7 +22,7 @@ class SquaredExponential(Kernel):
         lengthscale: ell > 0.
     """
 
-    lengthscale: Parameter
+    lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
 
     def __check_init__(self):
         checks.positive("lengthscale", self.lengthscale)
@@ -41,8 +42,8 @@ class RationalQuadratic(Kernel):
         alpha: > 0; the larger, the closer they are to each other.
     """
 
-    lengthscale: Parameter
-    alpha: Parameter
+    lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
+    alpha: Parameter = eqx.field(metadata=LOG_SCALE)
 
     def __check_init__(self):
         checks.positive("lengthscale", self.lengthscale)
@@ -66,7 +67,7 @@ class Matern(Kernel):
         nu: 0.5, 1.5 or 2.5; derivatives of k to the order 0, 2 or 4. Static.
     """
 
-    lengthscale: Parameter
+    lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
     nu: float = eqx.field(static=True, default=2.5)
 
     def __check_init__(self):
@@ -106,8 +107,8 @@ class Periodic(Kernel):
         lengthscale: ell > 0, a number.
     """
 
-    period: Parameter
-    lengthscale: Parameter
+    period: Parameter = eqx.field(metadata=LOG_SCALE)
+    lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
 
     def __check_init__(self):
         checks.positive("period", self.period)
@@ -149,8 +150,8 @@ class SpectralMixture(Kernel):
     """
 
     log_weights: Float[Array, " Q"]
-    rates: Float[Array, " Q"]
-    frequencies: Float[Array, " Q"]
+    rates: Float[Array, " Q"] = eqx.field(metadata=LOG_SCALE)
+    frequencies: Float[Array, " Q"] = eqx.field(metadata=HELD)
     component: Literal["gaussian", "student"] = eqx.field(
         static=True, default="gaussian"
     )

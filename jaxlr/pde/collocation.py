@@ -71,11 +71,11 @@ def collocation_solve(
     Hyper-parameters are trained before: on the likelihood of source and boundary where
     there is one axis; with more, axis by axis, on that of the source's lines along the
     axis, or of the boundary's where the source is zero, as draws of its kernel. Of
-    several starts the likeliest is used: nothing else selects. Fields of a kernel
-    called `frequencies` are not trained, `log_...` are as they are, and all others, in
-    their logarithm, stay positive, under a wide prior: a factor of 150 off the start is
-    one standard deviation. A scale of the kernel changes neither solution nor
-    likelihood.
+    several starts the likeliest is used: nothing else selects. Fields of a kernel are
+    trained as their metadata says (`jaxlr.covariance.training`): held ones, such as the
+    frequencies of a `SpectralMixture`, not at all; those on a log scale under a wide
+    prior, a factor of 150 off the start being one standard deviation; all others as
+    they are. A scale of the kernel changes neither solution nor likelihood.
 
     Args:
         problem: Linear in u, of derivatives to the order 2 where there is one axis,

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 import optax
 
 from jaxlr.core import Count
-from jaxlr.covariance import Kernel
+from jaxlr.covariance import constrain, hold, Kernel, unconstrain
+from jaxlr.covariance.training import LOG, ways
 
 
 _MOST_JITTER = 1e-3
@@ -113,10 +114,11 @@ def maximize(
     )
 
     def train(start):
-        _, used = cholesky(correlate(covariance_fn(_from_logs(start)))[0], jitter)
+        _, used = cholesky(correlate(covariance_fn(constrain(start)))[0], jitter)
 
         def loss_fn(params):
-            value = _distance(params, start) - likelihood_fn(_from_logs(params), used)
+            value = likelihood_fn(constrain(hold(params)), used)
+            value = _distance(params, start) - value
             return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
         value_and_grad_fn = optax.value_and_grad_from_state(loss_fn)
@@ -140,48 +142,27 @@ def maximize(
             carry = start, solver.init(start), big, big, jnp.asarray(1)
             params, *_ = lax.while_loop(goes_on, body, carry)
             params = jax.tree.map(lax.stop_gradient, params)
-        value = likelihood_fn(_from_logs(params), used)
+        value = likelihood_fn(constrain(params), used)
         is_good = jnp.isfinite(value)
         params = jax.tree.map(lambda x, y: jnp.where(is_good, x, y), params, start)
         return params, jnp.where(is_good, value, -jnp.inf)
 
-    logs = [_to_logs(kernel, jitter.dtype) for kernel in starts]
+    logs = [unconstrain(kernel, jitter.dtype) for kernel in starts]
     if len(logs) == 1:
         params, likelihood = train(logs[0])
-        return _from_logs(params), likelihood
+        return constrain(params), likelihood
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *logs)
     params, likelihoods = lax.map(train, stacked)
     best = jnp.argmax(likelihoods)
     params, likelihood = jax.tree.map(lambda x: x[best], (params, likelihoods))
-    return _from_logs(params), likelihood
-
-
-def _name(path):
-    return getattr(path[-1], "name", "")
+    return constrain(params), likelihood
 
 
 def _distance(params, start):
     """Minus the prior's log density, in nats, up to a constant."""
 
-    def of(path, x, y):
-        is_free = _name(path).startswith(("log_", "frequencies"))
-        return 0 if is_free else jnp.sum((x - y) ** 2) / (2 * _PRIOR_DEVIATION**2)
+    def of(way, x, y):
+        return jnp.sum((x - y) ** 2) if way == LOG else 0
 
-    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of, params, start)))
-
-
-def _to_logs(kernel, dtype):
-    def to(path, x):
-        x = jnp.asarray(x, dtype)
-        return x if _name(path).startswith(("log_", "frequencies")) else jnp.log(x)
-
-    return jax.tree_util.tree_map_with_path(to, kernel)
-
-
-def _from_logs(params):
-    def back(path, x):
-        if _name(path) == "frequencies":
-            return lax.stop_gradient(x)
-        return x if _name(path).startswith("log_") else jnp.exp(x)
-
-    return jax.tree_util.tree_map_with_path(back, params)
+    squares = jax.tree.map(of, ways(params), params, start)
+    return sum(jax.tree.leaves(squares)) / (2 * _PRIOR_DEVIATION**2)

@@ -5,26 +5,13 @@ Letters: k columns of the factors F (n1 x k) and G (n2 x k); m measurements.
 
 import math
 
-from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, DTypeLike, Float, Key
-import numpy as np
 
 from jaxlr import linalg
-from jaxlr.core import Hyper
-from jaxlr.sensing.operator import EntrySampling, Operator
-
-
-def check_num_columns(num_columns: int, shape: tuple[int, int] | None = None) -> None:
-    """Raises `ValueError` unless it is an integer >= 1, and fits `shape` if given."""
-    most = min(shape) if shape else num_columns
-    is_integer = isinstance(num_columns, int | np.integer)
-    if not is_integer or not 1 <= num_columns <= most:
-        valid = f"in 1..{most} (the smaller side of {shape})" if shape else ">= 1"
-        raise ValueError(
-            f"`num_columns` must be an integer {valid}, got {num_columns}."
-        )
+from jaxlr.core import checks, Hyper
+from jaxlr.sensing.operator import check_shape, EntrySampling, Operator
 
 
 def small_random(
@@ -40,14 +27,14 @@ def small_random(
     """Gaussian factors: F of entries alpha N(0, 1/n1), G of a smaller scale.
 
     Args:
-        key: Split into one key for F and one for G.
-        shape: (n1, n2). Static.
-        num_columns: k; may exceed the sides. Static.
+        key: Source of the entries.
+        shape: Sizes (n1, n2) of F G^T. Static.
+        num_columns: Number k of columns of the factors; may exceed the sides. Static.
         alpha: Scale of F [sqrt(||M||)].
-        imbalance: Scale of G over that of F, positive: its entries are
+        imbalance: Scale of G over that of F, positive: the entries of G are drawn from
             alpha imbalance N(0, 1/n2).
-        dtype: Of both factors.
-        is_symmetric: Whether G is F. Static.
+        dtype: Type of both factors.
+        is_symmetric: Whether G is F itself. Static.
 
     Returns:
         `(f, g)`.
@@ -61,15 +48,14 @@ def small_random(
         Matrix Sensing: The Curses of Symmetry and Initialization". 2023.
         arXiv:2310.01769.
     """
-    n1, n2 = shape
-    check_num_columns(num_columns)
+    n1, n2 = check_shape(shape)
+    k = checks.count("num_columns", num_columns)
     _check_square(shape, is_symmetric)
-    if not isinstance(imbalance, Tracer) and not np.all(np.asarray(imbalance) > 0):
-        raise ValueError(f"`imbalance` must be positive, got {imbalance}.")
+    checks.positive("imbalance", imbalance)
 
     def draw(key, num_rows, scale):
         scale = jnp.asarray(scale, dtype)
-        return jr.normal(key, (num_rows, num_columns), dtype) * scale
+        return jr.normal(key, (num_rows, k), dtype) * scale
 
     f_key, g_key = jr.split(key)
     f = draw(f_key, n1, alpha / n1**0.5)
@@ -95,9 +81,9 @@ def spectral(
     O(n1 n2 min(n1, n2)) flops.
 
     Args:
-        operator: A.
+        operator: The linear map A.
         y: The measurements.
-        num_columns: k. Static.
+        num_columns: Number k of columns of the factors, at most min(n1, n2). Static.
         is_symmetric: Whether M = X X^T is sought: X X^T is the positive part of rank k
             of the symmetric part of A*(y) / c. Static.
 
@@ -114,11 +100,11 @@ def spectral(
         Keshavan, Montanari, Oh. "Matrix completion from a few entries". 2010.
         arXiv:0901.3150.
     """
-    check_num_columns(num_columns, operator.shape)
+    k = checks.count("num_columns", num_columns, most=min(operator.shape))
     _check_square(operator.shape, is_symmetric)
     z = y / operator.isotropy
     if is_symmetric:
-        f = _psd_factor(operator.adjoint(z), num_columns)
+        f = _psd_factor(operator.adjoint(z), k)
         return f, f
     if isinstance(operator, EntrySampling) and operator.is_sparse:
         transposed = operator.transpose()
@@ -127,14 +113,14 @@ def spectral(
             lambda x: operator.adjoint_matmul(z, x),
             lambda x: transposed.adjoint_matmul(z, x),
             operator.shape,
-            num_columns,
+            k,
             num_iterations=8,
             dtype=z.dtype,
         )
     else:
         u, s, vt = jnp.linalg.svd(operator.adjoint(z), full_matrices=False)
-    root = jnp.sqrt(s[:num_columns])
-    return u[:, :num_columns] * root, vt[:num_columns].T * root
+    root = jnp.sqrt(s[:k])
+    return u[:, :k] * root, vt[:k].T * root
 
 
 def sign_spectral(
@@ -143,10 +129,10 @@ def sign_spectral(
     """The start of the subgradient method: of y only the signs enter.
 
     Args:
-        operator: A, of square matrices; scaled so that E A*A = I.
+        operator: The linear map A, of square matrices; scaled so that E A*A = I.
         y: The measurements.
-        num_columns: k. Static.
-        alpha: Scale [sqrt(||M||)].
+        num_columns: Number k of columns of the factor, at most n. Static.
+        alpha: Scale of the factor [sqrt(||M||)].
 
     Returns:
         alpha B, with B B^T the positive part of rank k of the symmetric part of
@@ -161,11 +147,11 @@ def sign_spectral(
         Recovery: Small Initialization, Noisy Measurements, and Over-parameterization".
         2022. arXiv:2202.08788.
     """
-    check_num_columns(num_columns, operator.shape)
+    k = checks.count("num_columns", num_columns, most=min(operator.shape))
     _check_square(operator.shape, True)
-    num_measurements = operator._total(math.prod(operator.measurement_shape))
+    num_measurements = operator.total(math.prod(operator.measurement_shape))
     z = jnp.sign(y) / num_measurements**0.5
-    b = _psd_factor(operator.adjoint(z), num_columns)
+    b = _psd_factor(operator.adjoint(z), k)
     return jnp.asarray(alpha, b.dtype) * b
 
 

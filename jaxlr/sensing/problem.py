@@ -1,4 +1,4 @@
-"""Instances of matrix sensing, real and made up, and the metrics on them.
+"""Instances of matrix sensing, and the metrics on them.
 
 Recover M (n1 x n2, rank r) from y = A(M). Letters: k columns of the factors F (n1 x k)
 and G (n2 x k) of an iterate F G^T.
@@ -6,20 +6,19 @@ and G (n2 x k) of an iterate F G^T.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Literal
 
 import equinox as eqx
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key, Num, UInt8
 import numpy as np
 
 from jaxlr import linalg
-from jaxlr.core import errors, Hyper
-from jaxlr.sensing.operator import Operator
-from jaxlr.sensing.operator._base import check_array
+from jaxlr.core import checks, Hyper
+from jaxlr.sensing.operator import check_array, check_shape, Operator
 
 
 class Quantizer(eqx.Module):
@@ -31,8 +30,9 @@ class Quantizer(eqx.Module):
 
     Attributes:
         thresholds: t_0 < t_1 < ..., L - 1 of them for L levels, in the units of A(X).
-        scale: Of the noise, in the same units, > 0.
-        link: "probit" or "logit". Static.
+        scale: Scale of the noise before the thresholds, in the units of A(X), > 0.
+        link: Distribution of the noise: "probit" for Gaussian, "logit" for logistic.
+            Static.
 
     Raises:
         ValueError: On an unknown link; unless `thresholds` is a vector; and, where the
@@ -48,16 +48,15 @@ class Quantizer(eqx.Module):
     link: Literal["probit", "logit"] = eqx.field(static=True, default="probit")
 
     def __check_init__(self):
-        if self.link not in ("probit", "logit"):
-            raise ValueError(errors.unknown("link", self.link, ("probit", "logit")))
+        checks.choice("link", self.link, ("probit", "logit"))
         if self.thresholds.ndim != 1 or not self.thresholds.size:
             raise ValueError(
                 f"`thresholds` must be a vector, got shape {self.thresholds.shape}."
             )
-        if _is_known(self.thresholds) and not np.all(np.diff(self.thresholds) > 0):
+        t = self.thresholds
+        if checks.known(t) and not np.all(np.diff(t) > 0):
             raise ValueError(f"`thresholds` must ascend, got {self.thresholds}.")
-        if _is_known(self.scale) and not np.all(np.asarray(self.scale) > 0):
-            raise ValueError(f"`scale` must be > 0, got {self.scale}.")
+        checks.positive("scale", self.scale)
 
     def draw(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Random levels 0..L-1 of the numbers `x`, as floats."""
@@ -103,9 +102,10 @@ class SensingProblem(eqx.Module):
     """What a solver is given, and the truth that its metrics compare with.
 
     Attributes:
-        operator: A.
-        y: The measurements; levels, where there is a quantizer.
-        truth: M, or None where it is not known. No solver's step depends on it.
+        operator: The linear map A.
+        y: The measurements A(M); levels, where there is a quantizer.
+        truth: The matrix M, or None where it is not known. No solver's step depends
+            on it.
         quantizer: How A(M) became levels; or None.
 
     Raises:
@@ -129,7 +129,7 @@ class SensingProblem(eqx.Module):
             if value is None:
                 continue
             check_array(name, value, shape)
-            if _is_known(value) and not (is_finite := np.isfinite(value)).all():
+            if checks.known(value) and not (is_finite := np.isfinite(value)).all():
                 where = np.argwhere(~is_finite)[0]
                 raise ValueError(
                     f"`{name}` must be finite, got {np.asarray(value)[tuple(where)]} "
@@ -143,8 +143,8 @@ def measure(
     """The noiseless problem y = A(truth).
 
     Args:
-        operator: A.
-        truth: M, of `operator.shape`.
+        operator: The linear map A.
+        truth: The matrix M, of `operator.shape`.
 
     Raises:
         ValueError: If the shape of `truth` is not `operator.shape`, if it is complex,
@@ -160,10 +160,10 @@ def add_noise(
     """The problem with independent Gaussian noise on its measurements.
 
     Args:
-        key: Source of randomness.
-        problem: As measured.
-        std: Standard deviation, in the units of `problem.y`. Gaussian measurements
-            themselves have a standard deviation of ||M||_F / sqrt(m).
+        key: Source of the noise.
+        problem: The problem without noise.
+        std: Standard deviation of the noise, in the units of `problem.y`. Gaussian
+            measurements themselves have a standard deviation of ||M||_F / sqrt(m).
 
     Returns:
         The same operator and truth; y + std N(0, 1).
@@ -185,8 +185,8 @@ def add_outliers(
     Args:
         key: Source of randomness. The measurements hit at a smaller share are among
             those hit at a larger one.
-        problem: As measured.
-        share: Of the measurements, in 0..1; round(share m) of them are hit.
+        problem: The problem without outliers.
+        share: Share of the m measurements that are hit, in 0..1; rounded to whole ones.
         scale: Standard deviation of the errors, in the units of `problem.y`.
 
     Returns:
@@ -197,8 +197,7 @@ def add_outliers(
             tracing, if `share` is not in 0..1.
     """
     check_unquantized(problem, "add_outliers")
-    if _is_known(share) and not np.all((0 <= np.asarray(share)) & (share <= 1)):
-        raise ValueError(f"`share` must be in 0..1, got {share}.")
+    checks.within("share", share, 0, 1)
     order_key, error_key = jr.split(key)
     y = problem.y
     order = jr.permutation(order_key, y.size).reshape(y.shape)
@@ -214,8 +213,8 @@ def quantize(
 
     Args:
         key: Source of the noise before the thresholds.
-        problem: As measured.
-        quantizer: Thresholds, noise and link.
+        problem: The problem whose measurements are numbers.
+        quantizer: How a number becomes a level: thresholds, noise and link.
 
     Returns:
         The same operator and truth; levels 0..L-1 for y.
@@ -249,9 +248,9 @@ def low_rank(
     """A matrix with random (Haar) singular vectors and a given spectrum.
 
     Args:
-        key: Source of randomness.
-        shape: (n1, n2). Static.
-        rank: r, the number of nonzero singular values. Static.
+        key: Source of the singular vectors.
+        shape: Sizes (n1, n2) of the matrix. Static.
+        rank: Number r of nonzero singular values. Static.
         condition: Largest over smallest nonzero singular value; they fall from 1 to
             1 / condition in geometric progression. At rank 1 it has no effect.
         spectrum: The r singular values themselves, in place of `condition`.
@@ -266,29 +265,24 @@ def low_rank(
             or, where the values are known while tracing, if `condition < 1` or
             `spectrum` has a negative value for a PSD matrix.
     """
-    if len(shape) != 2 or not 1 <= rank <= min(shape):
-        raise ValueError(f"`rank` must be in 1..min{tuple(shape)}, got {rank}.")
-    if is_psd and shape[0] != shape[1]:
+    n1, n2 = check_shape(shape)
+    rank = checks.count("rank", rank, most=min(n1, n2))
+    if is_psd and n1 != n2:
         raise ValueError(f"`is_psd` needs a square `shape`, got {shape}.")
     if spectrum is None:
-        if _is_known(condition) and not np.all(np.asarray(condition) >= 1):
-            raise ValueError(f"`condition` must be >= 1, got {condition}.")
+        checks.within("condition", condition, 1, math.inf)
         spectrum = jnp.asarray(condition) ** -jnp.linspace(0.0, 1.0, rank)
     elif isinstance(condition, jax.Array) or condition != 1:
         raise ValueError(f"give `condition` or `spectrum`, not both ({condition}).")
     spectrum = jnp.asarray(spectrum)
     if spectrum.shape != (rank,):
         raise ValueError(f"`spectrum` must have shape ({rank},), got {spectrum.shape}.")
-    if is_psd and _is_known(spectrum) and np.any(np.asarray(spectrum) < 0):
-        raise ValueError(f"`spectrum` must be >= 0 if `is_psd`, got {spectrum}.")
+    if is_psd:
+        checks.positive("spectrum", spectrum, or_zero=True)
     left_key, right_key = jr.split(key)
-    u = linalg.random_orthonormal(left_key, shape[0], rank)
-    v = u if is_psd else linalg.random_orthonormal(right_key, shape[1], rank)
+    u = linalg.random_orthonormal(left_key, n1, rank)
+    v = u if is_psd else linalg.random_orthonormal(right_key, n2, rank)
     return linalg.matmul(u * spectrum, v.T)
-
-
-def _is_known(value):
-    return not isinstance(value, Tracer)
 
 
 def relative_error(
@@ -310,9 +304,9 @@ def psnr(
     """Peak signal-to-noise ratio [dB]: 10 log10(peak^2 / mean squared error).
 
     Args:
-        image: What was recovered.
-        truth: What it should be.
-        peak: The largest value a pixel can have.
+        image: The image that was recovered.
+        truth: The image that it should be.
+        peak: The largest value that a pixel can have.
     """
     return 10 * jnp.log10(peak**2 / jnp.mean((image - truth) ** 2))
 
@@ -326,8 +320,8 @@ def best_rank(x: Float[Array, "n1 n2"], rank: int) -> Float[Array, "n1 n2"]:
     """The best approximation of X of a given rank, in every unitarily invariant norm.
 
     Args:
-        x: The matrix.
-        rank: r. Static.
+        x: The matrix X.
+        rank: Rank r of the approximation. Static.
 
     Returns:
         The first r terms of its singular value decomposition; O(n1 n2 min(n1, n2))
@@ -340,7 +334,6 @@ def best_rank(x: Float[Array, "n1 n2"], rank: int) -> Float[Array, "n1 n2"]:
         Eckart, Young. "The approximation of one matrix by another of lower rank".
         Psychometrika, 1936.
     """
-    if not 1 <= rank <= min(x.shape[-2:]):
-        raise ValueError(f"`rank` must be in 1..{min(x.shape[-2:])}, got {rank}.")
+    rank = checks.count("rank", rank, most=min(x.shape[-2:]))
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
     return linalg.matmul(u[..., :rank] * s[..., None, :rank], vt[..., :rank, :])

@@ -5,11 +5,10 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Key
 
-from jaxlr.core import compat, loop, Solver
+from jaxlr.core import checks, compat, loop, Solver
 from jaxlr.kernels import NormalRows
 from jaxlr.sensing.operator import RowEnsemble
 from jaxlr.sensing.problem import SensingProblem
@@ -35,14 +34,16 @@ def run_sharded(
     those sums.
 
     Args:
-        key: As `loop.run`.
+        key: Source of the start and of the steps' randomness, the same on all devices.
         solver_fn: `solver_fn(problem) -> Solver`, such as `gd` with its settings; it is
             given this device's share of the problem, and uses no Pallas kernel.
-        problem: Of stored or packed measurements of independent entries. Its arrays may
-            lie on one device, or be spread over `devices` by their first axis already.
-        num_steps: As `loop.run`. Static.
-        devices: All by default; m must be a multiple of their number. Static.
-        every: As `loop.run`. Static.
+        problem: The instance to solve, of stored or packed measurements of independent
+            entries. Its arrays may lie on one device, or be spread over `devices` by
+            their first axis already.
+        num_steps: Number of steps. Static.
+        devices: The devices that share the measurements; None for all. The number m of
+            measurements must be a multiple of theirs. Static.
+        every: The infos of every so many steps are kept. Static.
 
     Returns:
         `(state, infos)`, the same on all devices.
@@ -70,7 +71,7 @@ def run_sharded(
         lambda path, _: P(_AXIS) if path[0].name in ("operator", "y") else P(), spread
     )
     mesh = compat.line_mesh(devices, _AXIS)
-    if not any(isinstance(x, Tracer) for x in jax.tree.leaves(spread)):
+    if checks.known(spread):
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
         spread = jax.device_put(spread, shardings)
     run = jax.shard_map(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from jaxlr.core import Hyper
+from jaxlr.core import checks, Hyper
 from jaxlr.linalg import matmul
 from jaxlr.sensing.problem import Quantizer
 
@@ -25,7 +25,7 @@ def null_space_singular_values(
 
     Args:
         x: A factor X.
-        basis: Q, orthonormal columns that span the truth's columns.
+        basis: Orthonormal columns Q that span the truth's columns.
 
     Returns:
         k - r values, descending, in the units of X; none if k = r. O(n k^2) flops.
@@ -64,9 +64,10 @@ def symmetric_error(
     the signal's error by then is exponentially smaller, and not counted.
 
     Args:
-        singular_values: s_i(0), from `null_space_singular_values` of X(0).
+        singular_values: Those of the superfluous directions at the start, s_i(0), from
+            `null_space_singular_values` of X(0).
         eta: Step size [1/||M||].
-        num_steps: T, one or many.
+        num_steps: Number T of steps, one or many.
 
     Returns:
         The error, in units of ||M||; zero if k = r.
@@ -95,7 +96,8 @@ def asymmetric_rate(
     it is larger by O(alpha^2) of its own: the rate by 0 to 4 % at alpha = 0.8.
 
     Args:
-        singular_values: From `null_space_singular_values` of the limit of F.
+        singular_values: Those of the superfluous directions of the limit of F, from
+            `null_space_singular_values`.
         eta: Step size [1/||M||].
 
     Returns:
@@ -147,9 +149,9 @@ def small_init_exponent(
     case lambda = 0: p = 2.
 
     Args:
-        truth: M, positive semi-definite.
-        observed: A*(y) / c = A*A(M) / c.
-        rank: r. Static.
+        truth: The matrix M, positive semi-definite.
+        observed: What the measurements say of M: A*(y) / c = A*A(M) / c.
+        rank: Rank r of M. Static.
 
     Returns:
         p = 2 (1 - max(lambda, 0) / sigma_r), dimensionless, to first order in lambda;
@@ -169,8 +171,7 @@ def small_init_exponent(
             f"`observed` must have shape {truth.shape}, got {observed.shape}."
         )
     n = truth.shape[0]
-    if not 1 <= rank < n:
-        raise ValueError(f"`rank` must be in 1..{n - 1}, got {rank}.")
+    rank = checks.count("rank", rank, most=n - 1)
     values, vectors = jnp.linalg.eigh(truth)
     outside = vectors[:, : n - rank]
     noise = matmul(outside.T, matmul((observed + observed.T) / 2, outside))
@@ -186,8 +187,7 @@ def degrees_of_freedom(
     Raises:
         ValueError: If `rank` is not in 1..min(n1, n2).
     """
-    if not 1 <= rank <= min(shape):
-        raise ValueError(f"`rank` must be in 1..min{tuple(shape)}, got {rank}.")
+    rank = checks.count("rank", rank, most=min(shape))
     if is_symmetric:
         return rank * (2 * shape[0] - rank + 1) // 2
     return rank * (shape[0] + shape[1] - rank)
@@ -199,13 +199,17 @@ def recoverable_rank(
     """The largest rank that so many measurements per degree of freedom determine.
 
     Args:
-        shape: (n1, n2).
-        num_measurements: m.
+        shape: Sizes (n1, n2) of the matrix.
+        num_measurements: Number m of measurements.
         oversampling: Measurements per degree of freedom; at 2.5 completion succeeds.
 
     Returns:
         The largest r with `oversampling` r (n1 + n2 - r) <= m; at least 1.
+
+    Raises:
+        ValueError: Unless `num_measurements` is an integer >= 1.
     """
+    num_measurements = checks.count("num_measurements", num_measurements)
     ranks = np.arange(1, min(shape) + 1)
     needed = oversampling * ranks * (sum(shape) - ranks)
     return max(1, int(np.sum(needed <= num_measurements)))
@@ -226,10 +230,10 @@ def noise_floor(
     Wishart matrix, std^2 m d / (m - d - 1).
 
     Args:
-        shape: (n1, n2). Static.
-        rank: r. Static.
-        num_measurements: m. Static.
-        std: Standard deviation of the noise on each of them, in the units of y.
+        shape: Sizes (n1, n2) of the matrices. Static.
+        rank: Rank r of the matrices. Static.
+        num_measurements: Number m of measurements. Static.
+        std: Standard deviation of the noise on each measurement, in the units of y.
         is_symmetric: Whether X is sought among symmetric matrices. Static.
 
     Returns:
@@ -239,12 +243,8 @@ def noise_floor(
         ValueError: If `rank` is not in 1..min(n1, n2), or unless m > d + 1.
     """
     dimension = degrees_of_freedom(shape, rank, is_symmetric=is_symmetric)
-    if num_measurements <= dimension + 1:
-        raise ValueError(
-            f"`num_measurements` must be greater than {dimension + 1}, the degrees of "
-            f"freedom and one, got {num_measurements}."
-        )
-    factor = num_measurements * dimension / (num_measurements - dimension - 1)
+    m = checks.count("num_measurements", num_measurements, least=dimension + 2)
+    factor = m * dimension / (m - dimension - 1)
     return jnp.asarray(std) ** 2 * factor
 
 
@@ -258,7 +258,7 @@ def quantization_efficiency(quantizer: Quantizer, std: Hyper) -> Float[Array, ""
     scale leave 2 / pi of probit's, 3 / 4 of logit's.
 
     Args:
-        quantizer: Thresholds, noise and link.
+        quantizer: How a number becomes a level: thresholds, noise and link.
         std: Standard deviation of A(X): ||X||_F / sqrt(m) of Gaussian measurements.
 
     Returns:
@@ -288,7 +288,7 @@ def sign_rip_scale(
     on A(X) of scale ||X||_F / sqrt(m) leave sqrt(2 / pi) / sqrt(1 + m S^2 / ||X||_F^2).
 
     Args:
-        norm: ||X||_F.
+        norm: Frobenius norm ||X||_F of the matrix.
         outlier_share: Share p of the measurements with outliers, in 0..1.
         outlier_scale: sqrt(m) S: the outliers' standard deviation over 1 / sqrt(m).
 

@@ -124,6 +124,48 @@ def test_a_prior_holds_what_the_likelihood_does_not():
         np.testing.assert_allclose(likelihood, 0.1 * jnp.log(kernel.lengthscale))
 
 
+class Turned(covariance.Kernel):
+    """Two lengthscales, weighed by a phase that may be of any sign."""
+
+    lengthscale: covariance.Parameter = eqx.field(metadata=covariance.LOG_SCALE)
+    phase: covariance.Parameter
+    ratio: covariance.Parameter = eqx.field(metadata=covariance.HELD)
+
+    def _derivative(self, tau, order):
+        wide, narrow = (
+            covariance.SquaredExponential(self.lengthscale / ratio)(tau, order)
+            for ratio in (1, self.ratio)
+        )
+        return jnp.cos(self.phase) ** 2 * wide + jnp.sin(self.phase) ** 2 * narrow
+
+
+def test_training_follows_what_fields_say_whatever_they_are_called():
+    start = Turned(0.5, -0.5, 3.0)
+    with x64(True):
+        before, after = (train(wavy(20), start, num_evaluations=num) for num in (0, 15))
+        (kernel,) = after.kernels
+    assert after.log_marginal_likelihood > before.log_marginal_likelihood + 1
+    assert np.isfinite(after.solution).all()
+    assert kernel.lengthscale > 0
+    assert abs(kernel.phase + 0.5) > 1e-3
+    assert kernel.ratio == 3.0
+
+
+def test_held_hyper_parameters_have_derivatives_where_nothing_is_trained():
+    def total(frequencies):
+        kernel = eqx.tree_at(lambda k: k.frequencies, mixture(30.0), frequencies)
+        found = pde.collocation_solve(wavy(12), kernel, num_evaluations=0)
+        return jnp.sum(found.solution**2)
+
+    with x64(True):
+        at = jnp.linspace(0, 6, 4)
+        slope = jax.jit(jax.grad(total))(at)
+        step = 1e-5 * jnp.eye(4)[3]
+        want = float(total(at + step) - total(at - step)) / 2e-5
+    np.testing.assert_allclose(slope[3], want, rtol=1e-3)
+    assert abs(want) > 1e-6
+
+
 def mixture(rate):
     return covariance.SpectralMixture(
         jnp.log(jnp.full(4, 0.25)), jnp.full(4, rate), jnp.linspace(0, 6, 4)

@@ -122,5 +122,7 @@ def test_misuse_is_named():
         init.sign_spectral(operator, y, 2, alpha=0.1)
     with pytest.raises(ValueError, match=r"`num_columns`.*>= 1, got 0"):
         init.small_random(jr.key(0), (5, 4), 0, alpha=1.0)
-    with pytest.raises(ValueError, match=r"`imbalance` must be positive, got 0"):
+    with pytest.raises(
+        ValueError, match=r"`imbalance` must be positive and finite, got 0"
+    ):
         init.small_random(jr.key(0), (5, 4), 2, alpha=1.0, imbalance=0.0)

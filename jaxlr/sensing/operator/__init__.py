@@ -4,7 +4,11 @@ Each constructor returns an `Operator`, a pytree with `apply`, `adjoint` and the
 of both that take factors.
 """
 
-from jaxlr.sensing.operator._base import Operator as Operator
+from jaxlr.sensing.operator._base import (
+    check_array as check_array,
+    check_shape as check_shape,
+    Operator as Operator,
+)
 from jaxlr.sensing.operator._entries import (
     entries as entries,
     entry_sampling as entry_sampling,

@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Sequence
-import operator as operators
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -12,7 +11,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr.core import Hyper
+from jaxlr.core import checks, Hyper
 from jaxlr.kernels import loss_slope, loss_value
 from jaxlr.linalg import matmul
 
@@ -79,8 +78,15 @@ class Operator(eqx.Module):
         slope = loss_slope(loss, gap, huber_delta)
         return loss_value(loss, gap, huber_delta), *self._adjoint_factors(slope, f, g)
 
-    def _total(self, value: Any) -> Any:
-        """A sum over this device's measurements as the sum over all of them."""
+    def total(self, value: Any) -> Any:
+        """The sum over all measurements, given that over those of this device.
+
+        Within `run_sharded` a device holds a share of the measurements; elsewhere it
+        holds all, and the sum is as it was.
+
+        Args:
+            value: A number or a pytree of arrays, such as `jnp.sum(gap**2)`.
+        """
         return value
 
     def apply(self, x: Float[Array, "n1 n2"]) -> Float[Array, "..."]:
@@ -153,9 +159,10 @@ class Operator(eqx.Module):
 
         Args:
             key: Source of the random starts.
-            rank: r. Static.
-            num_samples: Random starts, for either direction. Static.
-            num_steps: Power iterations from each; 0 for random matrices alone. Static.
+            rank: Rank r of the matrices that are tried. Static.
+            num_samples: Number of random starts, for either direction. Static.
+            num_steps: Number of power iterations from each; 0 for random matrices
+                alone. Static.
 
         Returns:
             The estimate, dimensionless. Costs 2 num_samples num_steps `apply`s,
@@ -169,8 +176,7 @@ class Operator(eqx.Module):
             Recht, Fazel, Parrilo. "Guaranteed Minimum-Rank Solutions of Linear Matrix
             Equations via Nuclear Norm Minimization". 2010. arXiv:0706.4138.
         """
-        if num_steps < 0:
-            raise ValueError(f"`num_steps` must be at least 0, got {num_steps}.")
+        num_steps = checks.count("num_steps", num_steps, least=0)
         starts = _random_low_rank(self, key, rank, num_samples)
 
         def normal(x):
@@ -184,7 +190,7 @@ class Operator(eqx.Module):
             return (x + x.T) / 2 if _is_symmetric(self) else x
 
         def ratio(x):
-            return self._total(jnp.sum(self._apply(x) ** 2)) / self.isotropy
+            return self.total(jnp.sum(self._apply(x) ** 2)) / self.isotropy
 
         def up(x, _):
             return project(normal(x)), None
@@ -210,8 +216,8 @@ class Operator(eqx.Module):
 
         Args:
             key: Source of the random matrices.
-            rank: r. Static.
-            num_samples: How many. Static.
+            rank: Rank r of the matrices. Static.
+            num_samples: Number of matrices that the mean is over. Static.
 
         Returns:
             The estimate, dimensionless; see `theory.sign_rip_scale`. Costs
@@ -226,9 +232,9 @@ class Operator(eqx.Module):
         """
         x = _random_low_rank(self, key, rank, num_samples)
         z = jnp.abs(jax.vmap(self._apply)(x))
-        num_measurements = self._total(float(np.prod(self.measurement_shape)))
+        num_measurements = self.total(float(np.prod(self.measurement_shape)))
         size = jnp.sqrt(self.isotropy * num_measurements)
-        return self._total(jnp.sum(z)) / (num_samples * size)
+        return self.total(jnp.sum(z)) / (num_samples * size)
 
 
 def _is_symmetric(operator):
@@ -238,12 +244,8 @@ def _is_symmetric(operator):
 
 def _random_low_rank(operator, key, rank, num_samples):
     """Matrices of unit Frobenius norm with Gaussian factors; symmetric if A is."""
-    if not 1 <= rank <= min(operator.shape):
-        raise ValueError(
-            f"`rank` must be in 1..min{tuple(operator.shape)}, got {rank}."
-        )
-    if num_samples < 1:
-        raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+    rank = checks.count("rank", rank, most=min(operator.shape))
+    num_samples = checks.count("num_samples", num_samples)
     f_key, g_key = jr.split(key)
     n1, n2 = operator.shape
     f = jr.normal(f_key, (num_samples, n1, rank))
@@ -262,22 +264,12 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int]:
         ValueError: Unless it is two sizes of at least 1.
     """
     try:
-        n1, n2 = map(operators.index, shape)
-    except (TypeError, ValueError):  # not integers; not two
-        n1 = n2 = 0
-    if min(n1, n2) < 1:
-        raise ValueError(f"`shape` must be two sizes (n1, n2) >= 1, got {shape}.")
-    return n1, n2
-
-
-def check_num_measurements(num_measurements: int, most: int | None = None) -> None:
-    """Raises `ValueError` unless it is an integer of at least 1 and at most `most`."""
-    is_valid = isinstance(num_measurements, int | np.integer) and num_measurements >= 1
-    if not is_valid or (most is not None and num_measurements > most):
-        valid = ">= 1" if most is None else f"in 1..{most} (n1 n2)"
+        n1, n2 = (checks.count("shape", size) for size in shape)
+    except (TypeError, ValueError):  # not sizes; not two
         raise ValueError(
-            f"`num_measurements` must be an integer {valid}, got {num_measurements}."
-        )
+            f"`shape` must be two sizes (n1, n2) >= 1, got {shape}."
+        ) from None
+    return n1, n2
 
 
 def check_real(name: str, x: Any) -> Array:

@@ -9,6 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Int, Key
 import numpy as np
 
+from jaxlr.core import checks
 from jaxlr.sensing.operator import _base
 from jaxlr.sensing.operator._base import Operator
 
@@ -30,8 +31,8 @@ class EntrySampling(Operator):
 
     Attributes:
         rows: Row of each observed entry.
-        cols: Column of each.
-        shape: (n1, n2).
+        cols: Column of each observed entry.
+        shape: Sizes (n1, n2) of the matrices.
     """
 
     rows: Int[Array, " m"]
@@ -103,8 +104,8 @@ def entry_sampling(
 
     Args:
         key: Source of randomness.
-        shape: (n1, n2). Static.
-        num_measurements: m, the number of observed entries. Static.
+        shape: Sizes (n1, n2) of the matrices. Static.
+        num_measurements: Number m of observed entries. Static.
 
     Returns:
         The operator, entries in row-major order. Drawing sorts n1 n2 numbers once.
@@ -115,13 +116,13 @@ def entry_sampling(
     """
     shape = _base.check_shape(shape)
     size = shape[0] * shape[1]
-    _base.check_num_measurements(num_measurements, most=size)
+    m = checks.count("num_measurements", num_measurements, most=size)
     if size >= 2**31:
         raise ValueError(
             "`shape` must have n1 n2 < 2**31 entries, as they are drawn by 32-bit "
             f"number, got {shape}; `entries` takes any."
         )
-    flat = jnp.sort(jr.choice(key, size, (num_measurements,), replace=False))
+    flat = jnp.sort(jr.choice(key, size, (m,), replace=False))
     return EntrySampling(rows=flat // shape[1], cols=flat % shape[1], shape=shape)
 
 
@@ -138,8 +139,8 @@ def entries(
 
     Args:
         rows: Row of each observed entry; of a mask, `np.nonzero(mask)` gives both.
-        cols: Column of each. An entry may be named more than once.
-        shape: (n1, n2). Static.
+        cols: Column of each observed entry. An entry may be named more than once.
+        shape: Sizes (n1, n2) of the matrices. Static.
 
     Returns:
         The operator; measurements are in the order given.
@@ -161,14 +162,6 @@ def entries(
             )
         if not jnp.issubdtype(index.dtype, jnp.integer):
             raise ValueError(f"`{name}` must be integers, got {index.dtype}.")
-        try:
-            values = np.asarray(index)
-        except jax.errors.TracerArrayConversionError:
-            continue
-        if values.min() < 0 or values.max() >= size:
-            raise ValueError(
-                f"`{name}` must be in 0..{size - 1}, got values from {values.min()} "
-                f"to {values.max()}."
-            )
+        checks.within(name, index, 0, size - 1)
     rows, cols = jnp.asarray(rows, int), jnp.asarray(cols, int)
     return EntrySampling(rows=rows, cols=cols, shape=shape)

@@ -4,7 +4,7 @@ from typing import get_args
 
 from jaxtyping import Array, Float
 
-from jaxlr.core import errors, Hyper
+from jaxlr.core import checks, Hyper
 from jaxlr.kernels import Implementation, Loss
 from jaxlr.sensing.operator import _base
 from jaxlr.sensing.operator._base import Operator
@@ -28,7 +28,7 @@ def residual_gradient(
     forms in the factors, which form no n1-by-n2 matrix.
 
     Args:
-        operator: A.
+        operator: The linear map A.
         f: Left factor F.
         g: Right factor G.
         y: The measurements.
@@ -83,9 +83,7 @@ def check_implementation(
     operator: Operator, implementation: Implementation | None
 ) -> None:
     """Raises `ValueError` on an unknown one, or a kernel where there is none."""
-    valid = get_args(Implementation)
-    if implementation is not None and implementation not in valid:
-        raise ValueError(errors.unknown("implementation", implementation, valid))
+    checks.choice("implementation", implementation, (None, *get_args(Implementation)))
     if implementation not in (None, "xla") and not operator.has_kernel:
         raise ValueError(
             f"`implementation` {implementation!r} is for ensembles of independent "

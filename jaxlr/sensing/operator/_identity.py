@@ -35,7 +35,7 @@ def identity(shape: tuple[int, int]) -> Identity:
     """The fully observed matrix, also the limit of infinitely many measurements.
 
     Args:
-        shape: (n1, n2). Static.
+        shape: Sizes (n1, n2) of the matrix. Static.
 
     Raises:
         ValueError: Unless `shape` is two sizes of at least 1.

@@ -22,8 +22,8 @@ class Incoherent(Operator):
     Attributes:
         base: Which entries of the transformed matrix are observed.
         left_signs: The diagonal of D1, of +-1.
-        right_signs: That of D2.
-        transform: T, "hadamard" or "dct".
+        right_signs: The diagonal of D2, of +-1.
+        transform: Which transform T is, "hadamard" or "dct".
     """
 
     base: EntrySampling
@@ -98,8 +98,8 @@ def hadamard(
 
     Args:
         key: Source of the signs and of the entries.
-        shape: (n1, n2), powers of 2; `dct` takes any. Static.
-        num_measurements: m, the number of entries, without replacement. Static.
+        shape: Sizes (n1, n2) of the matrices, powers of 2; `dct` takes any. Static.
+        num_measurements: Number m of entries, drawn without replacement. Static.
 
     Returns:
         The operator; it stores 2 m + n1 + n2 numbers.
@@ -107,12 +107,11 @@ def hadamard(
     Raises:
         ValueError: If a size is not a power of 2, or as `entry_sampling`.
     """
-    for size in _base.check_shape(shape):
-        if size & (size - 1):
-            raise ValueError(
-                f"`shape` must be powers of 2 for `hadamard`, got {tuple(shape)}; "
-                "`dct` takes any."
-            )
+    if any(size & (size - 1) for size in _base.check_shape(shape)):
+        raise ValueError(
+            f"`shape` must be powers of 2 for `hadamard`, got {tuple(shape)}; "
+            "`dct` takes any."
+        )
     return _incoherent(key, shape, num_measurements, "hadamard")
 
 
@@ -125,8 +124,8 @@ def dct(
 
     Args:
         key: Source of the signs and of the entries.
-        shape: (n1, n2). Static.
-        num_measurements: m, the number of entries, without replacement. Static.
+        shape: Sizes (n1, n2) of the matrices. Static.
+        num_measurements: Number m of entries, drawn without replacement. Static.
 
     Returns:
         The operator; it stores 2 m + n1 + n2 numbers.

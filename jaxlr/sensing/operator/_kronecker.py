@@ -15,8 +15,8 @@ class Kronecker(Operator):
     With factors, 2 (p n1 + q n2 + p q) k flops for A(F G^T).
 
     Attributes:
-        left: P.
-        right: Q.
+        left: The matrix P, which multiplies columns.
+        right: The matrix Q, which multiplies rows.
     """
 
     left: Float[Array, "p n1"]
@@ -62,8 +62,8 @@ def kronecker(p: Float[Array, "p n1"], q: Float[Array, "q n2"]) -> Kronecker:
     """Measure P X Q^T: every row by P's columns, every column by Q's.
 
     Args:
-        p: P, for the columns of X.
-        q: Q, for its rows.
+        p: The matrix P, which multiplies the columns of X.
+        q: The matrix Q, which multiplies the rows of X.
 
     Returns:
         The operator; measurements are p-by-q matrices.

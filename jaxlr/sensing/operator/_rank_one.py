@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from jaxlr.core import checks
 from jaxlr.linalg import matmul
 from jaxlr.sensing.operator import _base
 from jaxlr.sensing.operator._base import Operator
@@ -15,8 +16,8 @@ class RankOne(Operator):
     With factors, 2 m (n1 + n2) k flops and O(m k) memory.
 
     Attributes:
-        left: The a_i, one a row.
-        right: The b_i, one a row.
+        left: The vectors a_i, one a row.
+        right: The vectors b_i, one a row.
     """
 
     left: Float[Array, "m n1"]
@@ -69,8 +70,8 @@ def rank_one(
 
     Args:
         key: Source of randomness.
-        shape: (n1, n2). Static.
-        num_measurements: m. Static.
+        shape: Sizes (n1, n2) of the matrices. Static.
+        num_measurements: Number m of measurements. Static.
 
     Returns:
         The operator; it stores m (n1 + n2) numbers of the default floating type.
@@ -83,9 +84,9 @@ def rank_one(
         arXiv:1310.5791.
     """
     shape = _base.check_shape(shape)
-    _base.check_num_measurements(num_measurements)
+    m = checks.count("num_measurements", num_measurements)
     left, right = (
-        jr.normal(part, (num_measurements, size))
+        jr.normal(part, (m, size))
         for part, size in zip(jr.split(key), shape, strict=True)
     )
     return RankOne(left=left, right=right)  # pyright: ignore[reportCallIssue]

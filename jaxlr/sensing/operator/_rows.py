@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxlr.core import errors
+from jaxlr.core import checks
 from jaxlr.kernels import (
     draw_normals,
     draw_signs,
@@ -32,7 +32,7 @@ class RowEnsemble(Operator):
     Attributes:
         rows: The entries before scaling, one measurement a row of n1 n2 numbers. The
             scale 1/sqrt(m) is applied to results.
-        shape: (n1, n2).
+        shape: Sizes (n1, n2) of the matrices.
         is_symmetric: Whether A_i enters by its symmetric part (A_i + A_i^T) / 2.
         axis_name: The mesh axis over whose devices the measurements are spread, within
             a `shard_map` where `rows` are this device's share; or None.
@@ -56,9 +56,10 @@ class RowEnsemble(Operator):
 
     @property
     def _scale(self):
-        return self._total(self.rows.num_rows) ** -0.5
+        return self.total(self.rows.num_rows) ** -0.5
 
-    def _total(self, value):
+    def total(self, value):
+        """The sum over the measurements of all devices: see `Operator.total`."""
         if self.axis_name is None:
             return value
         if isinstance(value, int | float):
@@ -75,15 +76,15 @@ class RowEnsemble(Operator):
 
     def _adjoint(self, z):
         d = self.rows.transpose_dot(z * self._scale)
-        return self._part(self._total(d).reshape(self.shape))
+        return self._part(self.total(d).reshape(self.shape))
 
     def _residual_adjoint(self, f, g, y, loss, huber_delta, implementation):
         value, d = self._local(f, g, y, loss, huber_delta, implementation)
-        return self._total((value, d))
+        return self.total((value, d))
 
     def _residual_gradient(self, f, g, y, loss, huber_delta, implementation):
         value, d = self._local(f, g, y, loss, huber_delta, implementation)
-        return self._total((value, matmul(d, g), matmul(d.T, f)))
+        return self.total((value, matmul(d, g), matmul(d.T, f)))
 
     def _local(self, f, g, y, loss, huber_delta, implementation):
         gap, d = residual_adjoint(
@@ -110,8 +111,8 @@ def gaussian(
     Args:
         key: Measurements 8 t to 8 t + 7 are drawn from `fold_in(key, t)`: any of them
             can be drawn again, alone.
-        shape: (n1, n2). Static.
-        num_measurements: m. Static.
+        shape: Sizes (n1, n2) of the matrices. Static.
+        num_measurements: Number m of measurements. Static.
         storage: "dense" stores m n1 n2 numbers. "regenerate" stores the key alone and
             draws the same entries, bit for bit on one backend, again in each pass, a
             few measurements at a time: memory does not grow with m, time does by the
@@ -125,16 +126,14 @@ def gaussian(
             unknown `storage`.
     """
     shape = _base.check_shape(shape)
-    _base.check_num_measurements(num_measurements)
+    m = checks.count("num_measurements", num_measurements)
+    checks.choice("storage", storage, ("dense", "regenerate"))
     size = shape[0] * shape[1]
     if storage == "dense":
-        rows = draw_normals(key, num_measurements, size)
-        return RowEnsemble(rows=rows, shape=shape)
-    if storage == "regenerate":
-        dtype = jnp.zeros(()).dtype
-        rows = NormalRows(key, num_measurements, size, dtype)
-        return RowEnsemble(rows=rows, shape=shape)
-    raise ValueError(errors.unknown("storage", storage, ("dense", "regenerate")))
+        rows = draw_normals(key, m, size)
+    else:
+        rows = NormalRows(key, m, size, jnp.zeros(()).dtype)
+    return RowEnsemble(rows=rows, shape=shape)
 
 
 def symmetric_gaussian(
@@ -150,10 +149,11 @@ def symmetric_gaussian(
     E A*A = I on symmetric matrices; an antisymmetric one is not seen.
 
     Args:
-        key: As `gaussian`.
-        shape: (n, n). Static.
-        num_measurements: m. Static.
-        storage: As `gaussian`; stored are the B_i. Static.
+        key: Source of the B_i, as they are drawn by `gaussian`.
+        shape: Sizes (n, n) of the matrices. Static.
+        num_measurements: Number m of measurements. Static.
+        storage: "dense" stores the entries of the B_i; "regenerate" stores the key
+            alone and draws them again in each pass. Static.
 
     Returns:
         The operator.
@@ -179,9 +179,9 @@ def rademacher(
     """Measure by matrices with independent entries +-1/sqrt(m): E A*A = I.
 
     Args:
-        key: Source of randomness.
-        shape: (n1, n2). Static.
-        num_measurements: m. Static.
+        key: Source of the signs.
+        shape: Sizes (n1, n2) of the matrices. Static.
+        num_measurements: Number m of measurements. Static.
         storage: "dense" stores m n1 n2 numbers; "packed" the same signs, a bit each,
             unpacked a few at a time. Static.
 
@@ -193,9 +193,8 @@ def rademacher(
             unknown `storage`.
     """
     shape = _base.check_shape(shape)
-    _base.check_num_measurements(num_measurements)
-    if storage not in ("dense", "packed"):
-        raise ValueError(errors.unknown("storage", storage, ("dense", "packed")))
-    signs = draw_signs(key, num_measurements, shape[0] * shape[1])
+    m = checks.count("num_measurements", num_measurements)
+    checks.choice("storage", storage, ("dense", "packed"))
+    signs = draw_signs(key, m, shape[0] * shape[1])
     rows = signs if storage == "packed" else StoredRows(signs.to_dense())
     return RowEnsemble(rows=rows, shape=shape)

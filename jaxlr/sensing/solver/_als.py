@@ -8,14 +8,11 @@ sum_{j observed in row i} g_j g_j^T.
 
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Key
 import numpy as np
 
 from jaxlr.core import Count, Hyper, Solver
-from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
-from jaxlr.sensing.solver._descent import FactorInfo, FactorState
 
 
 def alternating_least_squares(
@@ -35,11 +32,11 @@ def alternating_least_squares(
     row with none stays. A column that is exactly zero in both factors stays so.
 
     Args:
-        problem: Of sampled or all entries; a repeated entry counts as often as it
-            occurs.
-        num_columns: k. Static.
-        num_active: Columns in use, of the k; all if None. May be traced: one program
-            then serves all ranks.
+        problem: The instance to solve, of sampled or of all entries; a repeated entry
+            counts as often as it occurs.
+        num_columns: Number k of columns of the factors. Static.
+        num_active: Number of columns in use, 1..k, the others being zero; None for all.
+            May be traced: one program then serves all ranks.
         damping: Weight of ||F||^2 + ||G||^2 [||M||].
 
     Returns:
@@ -57,41 +54,34 @@ def alternating_least_squares(
         Jain, Netrapalli, Sanghavi. "Low-rank Matrix Completion using Alternating
         Minimization". 2012. arXiv:1212.0467.
     """
-    operator = _common.observed_entries(problem, "alternating_least_squares")
-    transposed = operator.transpose()
-    check_num_columns(num_columns, operator.shape)
-    y = _common.measurements(problem, "alternating_least_squares").ravel()
-    damping = jnp.asarray(damping, y.dtype)
 
-    def init(key: Key[Array, ""]) -> FactorState:
-        return _common.spectral_state(key, problem, num_columns, num_active)
+    def solve_fn(operator, damping):
+        def solve(key, downhill, g):
+            del key
+            grams = _grams(operator, g) + damping * jnp.eye(g.shape[1], dtype=g.dtype)
+            return _solve_psd(grams, downhill, max(operator.shape) ** 0.5)
 
-    def step(key: Key[Array, ""], state: FactorState) -> tuple[FactorState, FactorInfo]:
-        del key
-        f, g = state.factors
-        gap = operator.apply_factors(f, g) - y
-        info = _common.factor_info(problem, f, g, gap, damping)
-        f = _solve_rows(operator, gap, f, g, damping)
-        gap = transposed.apply_factors(g, f) - y
-        g = _solve_rows(transposed, gap, g, f, damping)
-        return FactorState(f, g), info
+        return solve
 
-    return Solver(init, step)
+    return _common.alternating(
+        problem,
+        "alternating_least_squares",
+        solve_fn,
+        num_columns=num_columns,
+        num_active=num_active,
+        damping=damping,
+    )
 
 
-def _solve_rows(operator, gap, f, g, damping):
-    """The F that minimizes L given G; `gap` = A(F G^T) - y at the F that is given."""
+def _grams(operator, g):
+    """For each row of M, the Gram matrix of the rows of G that its entries see."""
     k = g.shape[1]
     above = np.triu_indices(k)
     position = np.zeros((k, k), int)
     position[above] = position[above[::-1]] = np.arange(len(above[0]))
     counts = jnp.ones(operator.measurement_shape, g.dtype)
     grams = operator.adjoint_matmul(counts, g[:, above[0]] * g[:, above[1]])
-    grams = grams[:, position] + damping * jnp.eye(k, dtype=g.dtype)
-    downhill = -operator.adjoint_matmul(gap, g) - damping * f
-    change = _solve_psd(grams, downhill, max(operator.shape) ** 0.5)
-    # Where G has an exact zero column the change is zero, and F's column would stay.
-    return jnp.where(jnp.any(g != 0, axis=0), f + change, 0)
+    return grams[:, position]
 
 
 def _solve_psd(grams, right, growth):

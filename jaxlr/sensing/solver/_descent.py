@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any, get_args, Literal, NamedTuple, TypedDict
 
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
 
-from jaxlr.core import Count, errors, Hyper, Solver
+from jaxlr.core import checks, Count, Hyper, Solver
 from jaxlr.kernels import Implementation, Loss, loss_value
 from jaxlr.sensing import init as starts
 from jaxlr.sensing.operator import check_implementation, residual_gradient
@@ -18,7 +17,6 @@ from jaxlr.sensing.problem import relative, relative_error, SensingProblem
 
 
 Start = Literal["random", "spectral", "sign_spectral"]
-STARTS = get_args(Start)
 
 
 class FactorSettings(TypedDict, total=False):
@@ -112,7 +110,7 @@ def objective(
     operator, y, quantizer = problem.operator, problem.y, problem.quantizer
     if quantizer is None:
         loss = loss or "l2"
-        zero = operator._total(loss_value(loss, y, huber_delta))
+        zero = operator.total(loss_value(loss, y, huber_delta))
 
         def evaluate(f, g):
             return residual_gradient(
@@ -136,7 +134,7 @@ def objective(
         )
 
     def negative_log_likelihood(x):
-        return -operator._total(jnp.sum(quantizer.log_likelihood(y, x)))
+        return -operator.total(jnp.sum(quantizer.log_likelihood(y, x)))
 
     def evaluate_likelihood(f, g):
         x = operator.apply_factors(f, g)
@@ -158,7 +156,7 @@ def check_symmetric(problem: SensingProblem) -> None:
     if n1 != n2:
         raise ValueError(f"`is_symmetric` needs a square matrix, got {(n1, n2)}.")
     truth = problem.truth
-    if truth is None or isinstance(truth, Tracer):
+    if truth is None or not checks.known(truth):
         return
     truth = np.asarray(truth, np.float64)
     asymmetry = np.abs(truth - truth.T).max()
@@ -172,74 +170,65 @@ def check_symmetric(problem: SensingProblem) -> None:
         )
 
 
-def check_start(
+def starting_factors(
     problem: SensingProblem,
-    start: str,
-    num_columns: int,
     *,
-    is_symmetric: bool,
-    num_active: Count | None,
-) -> None:
-    """Raises `ValueError` unless `initial_factors` can start there."""
-    starts.check_num_columns(num_columns)
-    if start not in STARTS:
-        raise ValueError(errors.unknown("start", start, STARTS))
+    num_columns: int,
+    start: Start,
+    alpha: Hyper = 1.0,
+    imbalance: Hyper = 1.0,
+    is_symmetric: bool = False,
+    num_active: Count | None = None,
+) -> Callable[[Key[Array, ""]], Factors]:
+    """`key -> Factors`, where a method on factors starts; arguments as `descend`.
+
+    The widest start is drawn, then masked: a width does not change the columns that it
+    shares with another. A zero column of both factors has a zero gradient: it stays.
+
+    Raises:
+        ValueError: As `descend`, at once.
+    """
+    operator, y = problem.operator, problem.y
+    most = min(operator.shape) if start != "random" else None
+    num_columns = checks.count("num_columns", num_columns, most=most)
+    checks.choice("start", start, get_args(Start))
     if start == "sign_spectral" and not is_symmetric:
         raise ValueError("`start` 'sign_spectral' is for the symmetric form only.")
     if start != "random" and problem.quantizer is not None:
         raise ValueError(
             f"`start` must be 'random' for quantized measurements, got {start!r}."
         )
-    if num_active is None or isinstance(num_active, Tracer):
-        return
-    if not np.all((1 <= np.asarray(num_active)) & (num_active <= num_columns)):
-        raise ValueError(
-            f"`num_active` must be in 1..{num_columns} (`num_columns`), got "
-            f"{num_active}."
-        )
+    if num_active is not None and checks.known(num_active):
+        checks.count("num_active", num_active, most=num_columns)
+
+    def draw(key):
+        if start == "random":
+            f, g = starts.small_random(
+                key,
+                operator.shape,
+                num_columns,
+                alpha=alpha,
+                imbalance=imbalance,
+                dtype=_dtype(problem),
+                is_symmetric=is_symmetric,
+            )
+        elif start == "spectral":
+            f, g = starts.spectral(operator, y, num_columns, is_symmetric=is_symmetric)
+        else:
+            f = g = starts.sign_spectral(operator, y, num_columns, alpha=alpha)
+        if num_active is not None:
+            is_active = jnp.arange(num_columns) < num_active
+            f, g = jnp.where(is_active, f, 0), jnp.where(is_active, g, 0)
+        return Factors(f, None if is_symmetric else g)
+
+    return draw
 
 
-def initial_factors(
-    key: Key[Array, ""],
-    problem: SensingProblem,
-    *,
-    num_columns: int,
-    start: Start,
-    alpha: Hyper,
-    imbalance: Hyper = 1.0,
-    is_symmetric: bool = False,
-    num_active: Count | None = None,
-) -> Factors:
-    """Where a method on factors starts, its columns from `num_active` on being zero.
-
-    The widest start is drawn, then masked: a width does not change the columns that it
-    shares with another. A zero column of both factors has a zero gradient: it stays.
-
-    Raises:
-        ValueError: As `check_start`.
-    """
-    check_start(
-        problem, start, num_columns, is_symmetric=is_symmetric, num_active=num_active
-    )
-    operator, y = problem.operator, problem.y
-    if start == "random":
-        f, g = starts.small_random(
-            key,
-            operator.shape,
-            num_columns,
-            alpha=alpha,
-            imbalance=imbalance,
-            dtype=_dtype(problem),
-            is_symmetric=is_symmetric,
-        )
-    elif start == "spectral":
-        f, g = starts.spectral(operator, y, num_columns, is_symmetric=is_symmetric)
-    else:
-        f = g = starts.sign_spectral(operator, y, num_columns, alpha=alpha)
-    if num_active is not None:
-        is_active = jnp.arange(num_columns) < num_active
-        f, g = jnp.where(is_active, f, 0), jnp.where(is_active, g, 0)
-    return Factors(f, None if is_symmetric else g)
+def factor_info(problem, f, g, loss, residual) -> FactorInfo:
+    """The metrics at (F, G), its error being measured here."""
+    truth = problem.truth
+    error = None if truth is None else relative_error(f, g, truth)
+    return FactorInfo(loss, residual, error)
 
 
 def descend(
@@ -296,48 +285,39 @@ def descend(
         Chi, Lu, Chen. "Nonconvex Optimization Meets Low-Rank Matrix Factorization: An
         Overview". 2019. arXiv:1809.09573.
     """
-    check_start(
-        problem, start, num_columns, is_symmetric=is_symmetric, num_active=num_active
+    start_fn = starting_factors(
+        problem,
+        num_columns=num_columns,
+        start=start,
+        alpha=alpha,
+        imbalance=imbalance,
+        is_symmetric=is_symmetric,
+        num_active=num_active,
     )
     check_implementation(problem.operator, implementation)
     if is_symmetric:
         check_symmetric(problem)
     transformation = optax.with_extra_args_support(transformation)
-    truth = problem.truth
     evaluate, residual = objective(
         problem, loss=loss, huber_delta=huber_delta, implementation=implementation
     )
 
     def init(key: Key[Array, ""]) -> FactorState:
-        factors: Any = initial_factors(
-            key,
-            problem,
-            num_columns=num_columns,
-            start=start,
-            alpha=alpha,
-            imbalance=imbalance,
-            is_symmetric=is_symmetric,
-            num_active=num_active,
-        )
+        factors: Any = start_fn(key)
         return FactorState(factors.f, factors.g, transformation.init(factors))
 
     def step(key: Key[Array, ""], state: FactorState) -> tuple[FactorState, FactorInfo]:
         del key
         f, g = state.factors
         value, f_grad, g_grad = evaluate(f, g)
-        info = FactorInfo(
-            value / 2 if is_symmetric else value,
-            residual(value),
-            None if truth is None else relative_error(f, g, truth),
-        )
+        half = value / 2 if is_symmetric else value
+        info = factor_info(problem, f, g, half, residual(value))
         factors: Any = Factors(state.f, state.g)
         if is_symmetric:
             grad: Any = Factors((f_grad + g_grad) / 2, None)
         else:
             grad = Factors(f_grad, g_grad)
-        updates, memory = transformation.update(
-            grad, state.memory, factors, value=info.loss
-        )
+        updates, memory = transformation.update(grad, state.memory, factors, value=half)
         updated: Any = optax.apply_updates(factors, updates)
         return FactorState(updated.f, updated.g, memory), info
 

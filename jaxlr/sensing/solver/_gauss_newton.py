@@ -8,11 +8,9 @@ by conjugate gradients:
 
 import jax.numpy as jnp
 from jaxtyping import Array, Key
-import numpy as np
 
-from jaxlr.core import Count, Hyper, Solver
+from jaxlr.core import checks, Count, Hyper, Solver
 from jaxlr.linalg import cg_steps
-from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
 from jaxlr.sensing.solver._descent import FactorInfo, FactorState
@@ -35,15 +33,15 @@ def gauss_newton(
     linear problems are then singular in the end), it takes some damping.
 
     Args:
-        problem: Of any operator.
-        num_columns: k. Static.
-        num_active: Columns in use, of the k; all if None. May be traced: one program
-            then serves all ranks.
-        damping: Weight of the change [||M||].
-        num_cg_steps: Conjugate-gradient iterations a step, fewer where they reach
-            rounding. Each gains a factor of about (c - 1) / (c + 1), c^2 the ratio of
-            the largest to the smallest singular value of M, times 2 at least, and more
-            the fewer the measurements. Static.
+        problem: The instance to solve, of any operator.
+        num_columns: Number k of columns of the factors. Static.
+        num_active: Number of columns in use, 1..k, the others being zero; None for all.
+            May be traced: one program then serves all ranks.
+        damping: Weight of the square of the change (dF, dG) [||M||].
+        num_cg_steps: Number of conjugate-gradient iterations a step, fewer where they
+            reach rounding. Each gains a factor of about (c - 1) / (c + 1), c^2 the
+            ratio of the largest to the smallest singular value of M, times 2 at least,
+            and more the fewer the measurements. Static.
 
     Returns:
         A `Solver` with `FactorState`, from the `spectral` start, and `FactorInfo`, its
@@ -61,14 +59,9 @@ def gauss_newton(
     """
     operator = problem.operator
     n1 = operator.shape[0]
-    check_num_columns(num_columns, operator.shape)
-    if not isinstance(num_cg_steps, int | np.integer) or num_cg_steps < 1:
-        raise ValueError(f"`num_cg_steps` must be an integer >= 1, got {num_cg_steps}.")
+    num_cg_steps = checks.count("num_cg_steps", num_cg_steps)
     y = _common.measurements(problem, "gauss_newton")
     damping = jnp.asarray(damping, y.dtype)
-
-    def init(key: Key[Array, ""]) -> FactorState:
-        return _common.spectral_state(key, problem, num_columns, num_active)
 
     def step(key: Key[Array, ""], state: FactorState) -> tuple[FactorState, FactorInfo]:
         del key
@@ -85,7 +78,7 @@ def gauss_newton(
 
         # A gap that stays, of noise, leaves rounding where its pull-back should vanish.
         eps = jnp.finfo(y.dtype).eps
-        squares = operator._total(jnp.sum(gap**2)) * operator.isotropy
+        squares = operator.total(jnp.sum(gap**2)) * operator.isotropy
         change, _ = cg_steps(
             apply_normal,
             -pull_back(gap),
@@ -94,7 +87,7 @@ def gauss_newton(
             floor=10 * eps * jnp.sqrt(squares * (jnp.sum(f**2) + jnp.sum(g**2))),
             is_unrolled=True,
         )
-        info = _common.factor_info(problem, f, g, gap, 0.0)
+        info = _common.damped_info(problem, f, g, gap, 0.0)
         return FactorState(f + change[:n1], g + change[n1:]), info
 
-    return Solver(init, step)
+    return Solver(_common.spectral_start(problem, num_columns, num_active), step)

@@ -8,15 +8,11 @@ preconditioner, with which a few conjugate-gradient iterations of m_i k flops ea
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Key
-import numpy as np
 
-from jaxlr.core import Count, Hyper, Solver
+from jaxlr.core import checks, Count, Hyper, Solver
 from jaxlr.linalg import cg_steps
-from jaxlr.sensing.init import check_num_columns
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
-from jaxlr.sensing.solver._descent import FactorInfo, FactorState
 
 
 def alternating_sketched(
@@ -50,13 +46,15 @@ def alternating_sketched(
     products.
 
     Args:
-        problem: Of sampled or all entries; a repeated entry counts as often as it
-            occurs.
-        num_columns: k. Static.
-        num_active: Columns in use, of the k; all if None. May be traced: one program
-            then serves all ranks.
-        num_inner: Conjugate-gradient iterations for each factor in a sweep. Static.
-        sketch_size: s, at least k; 4 k by default. Static.
+        problem: The instance to solve, of sampled or of all entries; a repeated entry
+            counts as often as it occurs.
+        num_columns: Number k of columns of the factors. Static.
+        num_active: Number of columns in use, 1..k, the others being zero; None for all.
+            May be traced: one program then serves all ranks.
+        num_inner: Number of conjugate-gradient iterations for each factor in a sweep.
+            Static.
+        sketch_size: Number s of buckets of a row's sketch, at least k; None for 4 k.
+            Static.
         damping: Weight of ||F||^2 + ||G||^2 [||M||].
 
     Returns:
@@ -75,55 +73,42 @@ def alternating_sketched(
         Gu, Song, Yin, Zhang. "Low Rank Matrix Completion via Robust Alternating
         Minimization in Nearly Linear Time". 2023. arXiv:2302.11068.
     """
-    operator = _common.observed_entries(problem, "alternating_sketched")
-    transposed = operator.transpose()
-    check_num_columns(num_columns, operator.shape)
-    sketch_size = 4 * num_columns if sketch_size is None else sketch_size
-    for name, value, least in (
-        ("num_inner", num_inner, 1),
-        ("sketch_size", sketch_size, num_columns),
-    ):
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"`{name}` must be an integer >= {least}, got {value}.")
-    y = _common.measurements(problem, "alternating_sketched").ravel()
-    damping = jnp.asarray(damping, y.dtype)
-    places, transposed_places = map(_places_in_rows, (operator, transposed))
+    num_inner = checks.count("num_inner", num_inner)
+    num_columns = checks.count("num_columns", num_columns)
+    size = 4 * num_columns if sketch_size is None else sketch_size
+    size = checks.count("sketch_size", size, least=num_columns)
 
-    def solve_rows(key, operator, places, gap, f, g):
-        """F after the iterations; `gap` = A(F G^T) - y at the F that is given."""
+    def solve_fn(operator, damping):
+        places = _places_in_rows(operator)
 
-        def apply_grams(p):
-            fit = operator.apply_factors(p, g)
-            return operator.adjoint_matmul(fit, g) + damping * p
+        def solve(key, downhill, g):
+            def apply_grams(p):
+                fit = operator.apply_factors(p, g)
+                return operator.adjoint_matmul(fit, g) + damping * p
 
-        change, _ = cg_steps(
-            apply_grams,
-            -operator.adjoint_matmul(gap, g) - damping * f,
-            max_steps=num_inner,
-            # Well above rounding: eps^2, over the ridge in directions left open.
-            tolerance=jnp.finfo(y.dtype).eps ** 0.5,
-            preconditioner_fn=_sketch(key, operator, places, g, damping, sketch_size),
-            norm_fn=lambda r, z: jnp.sqrt(jnp.sum(r * z, axis=1, keepdims=True)),
-            num_batch_axes=1,
-            is_unrolled=True,
-        )
-        # Where G has an exact zero column the change is zero, and F's would stay.
-        return jnp.where(jnp.any(g != 0, axis=0), f + change, 0)
+            change, _ = cg_steps(
+                apply_grams,
+                downhill,
+                max_steps=num_inner,
+                # Well above rounding: eps^2, over the ridge in directions left open.
+                tolerance=jnp.finfo(downhill.dtype).eps ** 0.5,
+                preconditioner_fn=_sketch(key, operator, places, g, damping, size),
+                norm_fn=lambda r, z: jnp.sqrt(jnp.sum(r * z, axis=1, keepdims=True)),
+                num_batch_axes=1,
+                is_unrolled=True,
+            )
+            return change
 
-    def init(key: Key[Array, ""]) -> FactorState:
-        return _common.spectral_state(key, problem, num_columns, num_active)
+        return solve
 
-    def step(key: Key[Array, ""], state: FactorState) -> tuple[FactorState, FactorInfo]:
-        f_key, g_key = jr.split(key)
-        f, g = state.factors
-        gap = operator.apply_factors(f, g) - y
-        info = _common.factor_info(problem, f, g, gap, damping)
-        f = solve_rows(f_key, operator, places, gap, f, g)
-        gap = transposed.apply_factors(g, f) - y
-        g = solve_rows(g_key, transposed, transposed_places, gap, g, f)
-        return FactorState(f, g), info
-
-    return Solver(init, step)
+    return _common.alternating(
+        problem,
+        "alternating_sketched",
+        solve_fn,
+        num_columns=num_columns,
+        num_active=num_active,
+        damping=damping,
+    )
 
 
 def _places_in_rows(operator):

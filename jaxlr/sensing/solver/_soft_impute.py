@@ -8,14 +8,12 @@ where S lessens every singular value by eta penalty, those below it to zero.
 
 from typing import NamedTuple
 
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
-import numpy as np
 
-from jaxlr.core import Hyper, Solver
+from jaxlr.core import checks, Hyper, Solver
 from jaxlr.linalg import matmul
-from jaxlr.sensing.problem import relative, SensingProblem
+from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
 
 
@@ -64,7 +62,7 @@ def soft_impute(
     not observed by those of X and shrinks the singular values: soft-impute.
 
     Args:
-        problem: Of any operator.
+        problem: The instance to solve, of any operator.
         penalty: Weight of the nuclear norm [||M||]; the smallest for which X = 0 is
             the solution is the spectral norm of A*(y).
         eta: Step size, dimensionless; L falls for eta <= 1 / ||A* A||, which is 1 for
@@ -92,8 +90,7 @@ def soft_impute(
     """
     operator, truth = problem.operator, problem.truth
     y = _common.measurements(problem, "soft_impute")
-    if not isinstance(penalty, Tracer) and np.any(np.asarray(penalty) < 0):
-        raise ValueError(f"`penalty` must be >= 0, got {penalty}.")
+    checks.positive("penalty", penalty, or_zero=True)
     dtype = y.dtype
     penalty, eta = jnp.asarray(penalty, dtype), jnp.asarray(eta, dtype)
 
@@ -113,10 +110,10 @@ def soft_impute(
         del key
         x, s, previous, num_steps = state
         gap = operator.apply(x) - y
-        square = operator._total(jnp.sum(gap**2))
+        square = operator.total(jnp.sum(gap**2))
         info = SoftImputeInfo(
             square / 2 + penalty * jnp.sum(s),
-            jnp.sqrt(relative(square, operator._total(jnp.sum(y**2)))),
+            _common.relative_residual(problem, square),
             None
             if truth is None
             else jnp.linalg.norm(x - truth) / jnp.linalg.norm(truth),

@@ -1,40 +1,34 @@
 """The subgradient method for robust recovery: l1 loss, positive semi-definite M."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import get_args, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxlr.core import Count, errors, Hyper, Solver
+from jaxlr.core import checks, Count, Hyper, Solver
 from jaxlr.kernels import Implementation
 from jaxlr.linalg import matmul
 from jaxlr.sensing.operator import residual_adjoint
-from jaxlr.sensing.problem import (
-    check_unquantized,
-    relative,
-    relative_error,
-    SensingProblem,
-)
+from jaxlr.sensing.problem import check_unquantized, relative, SensingProblem
 from jaxlr.sensing.solver._descent import (
-    check_start,
     check_symmetric,
+    factor_info,
     FactorInfo,
     FactorState,
-    initial_factors,
     Start,
+    starting_factors,
 )
 
 
-SCHEDULES = ("geometric", "constant", "inverse_time", "polyak")
+Schedule = Literal["geometric", "constant", "inverse_time", "polyak"]
 
 
 def subgm(
     problem: SensingProblem,
     *,
     num_columns: int,
-    schedule: Literal["geometric", "constant", "inverse_time", "polyak"]
-    | Callable[[Int[Array, ""]], Float[Array, ""]] = "geometric",
+    schedule: Schedule | Callable[[Int[Array, ""]], Float[Array, ""]] = "geometric",
     eta: Hyper = 0.1,
     decay: Hyper = 0.99,
     minimum: Hyper = 0.0,
@@ -49,20 +43,24 @@ def subgm(
     number of columns nor the outliers change the error that is reached.
 
     Args:
-        problem: One instance; M positive semi-definite.
-        num_columns: k, at least the rank of the truth. Static.
-        schedule: Of eta_t: "geometric", eta decay^t; "constant", eta; "inverse_time",
-            eta / (1 + t); "polyak", the step that would reach `minimum` if the loss
-            were linear along the subgradient; or a function of t, such as any of
-            optax's schedules. Static.
+        problem: The instance to solve; M positive semi-definite.
+        num_columns: Number k of columns of U, at least the rank of the truth. Static.
+        schedule: How the step size eta_t falls: "geometric", eta decay^t; "constant",
+            eta; "inverse_time", eta / (1 + t); "polyak", the step that would reach
+            `minimum` if the loss were linear along the subgradient; or a function of
+            t, such as any of optax's schedules. Static.
         eta: The first step size [1]; "polyak" does not read it.
-        decay: Of the geometric schedule, in (0, 1).
+        decay: Factor of the "geometric" step size every step, in (0, 1).
         minimum: The least value of the loss, for "polyak" [||y||_1]: 0 without
             outliers, else the 1-norm of the outliers over that of y.
-        start: As `descend`. Static.
-        alpha: Initial scale [sqrt(||M||)].
-        num_active: As `descend`.
-        implementation: Of `residual_adjoint`. Static.
+        start: Where U starts: "sign_spectral", alpha times the leading eigenvectors of
+            A*(sign(y)); "random", entries alpha N(0, 1/n); "spectral", the leading
+            eigenvectors of A*(y), scaled to approximate M. Static.
+        alpha: Scale of U at a "random" or "sign_spectral" start [sqrt(||M||)].
+        num_active: Number of columns in use, 1..k; the others are zero and stay so.
+            None for all. May be traced: one program then serves all widths.
+        implementation: How `residual_adjoint` runs: "xla", "pallas" or
+            "pallas_interpret"; None to let it choose. Static.
 
     Returns:
         A `Solver` with `FactorState`, whose memory is t, and `FactorInfo`, whose loss
@@ -81,24 +79,22 @@ def subgm(
     """
     check_symmetric(problem)
     check_unquantized(problem, "subgm")
-    check_start(problem, start, num_columns, is_symmetric=True, num_active=num_active)
-    if not callable(schedule) and schedule not in SCHEDULES:
-        raise ValueError(errors.unknown("schedule", schedule, SCHEDULES))
-    operator, y, truth = problem.operator, problem.y, problem.truth
+    start_fn = starting_factors(
+        problem,
+        num_columns=num_columns,
+        start=start,
+        alpha=alpha,
+        is_symmetric=True,
+        num_active=num_active,
+    )
+    if not callable(schedule):
+        checks.choice("schedule", schedule, get_args(Schedule))
+    operator, y = problem.operator, problem.y
     dtype = jnp.result_type(y, 0.0)
-    norm = operator._total(jnp.sum(jnp.abs(y)))
+    norm = operator.total(jnp.sum(jnp.abs(y)))
 
     def init(key: Key[Array, ""]) -> FactorState:
-        u, _ = initial_factors(
-            key,
-            problem,
-            num_columns=num_columns,
-            start=start,
-            alpha=alpha,
-            is_symmetric=True,
-            num_active=num_active,
-        )
-        return FactorState(u, None, jnp.zeros((), jnp.int32))
+        return FactorState(*start_fn(key), jnp.zeros((), jnp.int32))
 
     def step(key: Key[Array, ""], state: FactorState) -> tuple[FactorState, FactorInfo]:
         del key
@@ -108,11 +104,7 @@ def subgm(
         )
         d = (d + d.T) / 2
         direction = 2 * matmul(d, u)
-        info = FactorInfo(
-            loss,
-            relative(loss, norm),
-            None if truth is None else relative_error(u, u, truth),
-        )
+        info = factor_info(problem, u, u, loss, relative(loss, norm))
         if schedule == "polyak":
             gap = loss - jnp.asarray(minimum, dtype) * norm
             size = gap / jnp.sum(direction**2)

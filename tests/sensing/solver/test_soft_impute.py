@@ -131,5 +131,7 @@ def test_x_is_of_the_type_of_the_measurements(is_accelerated):
 
 @pytest.mark.misuse
 def test_misuse_is_named():
-    with pytest.raises(ValueError, match=r"`penalty` must be >= 0, got -0\.1"):
+    with pytest.raises(
+        ValueError, match=r"`penalty` must be >= 0 and finite, got -0\.1"
+    ):
         soft_impute(make(), penalty=-0.1)
