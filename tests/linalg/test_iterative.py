@@ -259,6 +259,13 @@ def test_a_direction_without_curvature_ends_the_steps():
         assert (info.status, info.num_steps) == (Status.DIVERGED, 1)
 
 
+def test_a_solve_is_judged_by_what_it_leaves():
+    sizes = jnp.asarray([0.0, 1.0, 1.5, np.inf, np.nan])
+    found = linalg.judge(sizes, jnp.asarray(1.0)).tolist()
+    done, cut, lost = Status.CONVERGED, Status.MAX_STEPS, Status.DIVERGED
+    assert found == [done, done, cut, lost, lost]
+
+
 def test_refinement_keeps_the_best():
     a, b = matrix(True), draw(N)
     rough = np.linalg.inv(a + 0.05 * np.eye(N))

@@ -225,3 +225,11 @@ def test_integers_of_numpy_are_counts():
     np.testing.assert_allclose(trace, 2 * np.log(3), rtol=1e-6)
     trace, _ = linalg.stochastic_trace(key, lambda x: 3 * x, two, num_samples=two)
     np.testing.assert_allclose(trace, 6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 9])
+def test_draws_are_those_of_the_split_keys(batch_size):
+    key = jr.key(4)
+    found = linalg.map_draws(lambda key: jr.normal(key, (2,)), key, 5, "n", batch_size)
+    want = [jr.normal(k, (2,)) for k in jr.split(key, 5)]
+    np.testing.assert_allclose(found, want, rtol=1e-6)
