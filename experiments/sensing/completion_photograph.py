@@ -45,7 +45,7 @@ from jaxlr.sensing import theory
 
 ALGORITHMS = ("exact", "sketched", "soft_impute")
 WEIGHTS = (0.0, 0.003, 0.01, 0.03)
-"""Of the penalty [estimated spectral norm]."""
+"""Weights of the penalty that are tried [estimated spectral norm]."""
 
 
 class HParams(eqx.Module):
@@ -71,13 +71,13 @@ class Metrics(eqx.Module):
     psnr: Float[Array, " step"]
     """Peak signal-to-noise ratio of the iterate, at the weight chosen [dB]."""
     undamped_psnr: Float[Array, " step"]
-    """That without a penalty (soft-impute then stays at the pixels seen) [dB]."""
+    """PSNR without a penalty (soft-impute then stays at the pixels seen) [dB]."""
     weight: Float[Array, ""]
     """Weight chosen [estimated spectral norm]."""
     recovered_psnr: Float[Array, ""]
     """PSNR of the image returned, that of the least held-out error [dB]."""
     reference_psnr: Float[Array, ""]
-    """That of the best approximation of the reference rank [dB]."""
+    """PSNR of the best approximation of the reference rank [dB]."""
     step_gigaflops: Float[Array, ""]
     """Floating-point operations of a sweep, estimated [1e9]."""
     original: UInt8[Array, "row column"]
@@ -166,7 +166,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
 
 def _flops(hparams, num_fitted):
-    """Of a sweep: what the solvers' pages state, and the decompositions' own.
+    """Flops of a sweep: what the solvers' pages state, and the decompositions' own.
 
     A singular value decomposition is 22 n^3; Cholesky with its solves k^3 / 3 + 2 k^2 a
     row, QR of 5 k rows 9 k^3.

@@ -97,7 +97,7 @@ class Metrics(eqx.Module):
     sign_scale: Float[Array, ""]
     """<A*(sign(A(X) - s)), X> / (sqrt(m) ||X||_F) at X = -M, where U = 0 [1]."""
     predicted_sign_scale: Float[Array, ""]
-    """The same, as theory expects it [1]."""
+    """What theory expects sign_scale to be [1]."""
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:

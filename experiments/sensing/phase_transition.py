@@ -85,9 +85,10 @@ class First(sensing.Operator):
     """The first measurements of an operator, the others being read as zero.
 
     Attributes:
-        shape: (n1, n2). Static.
-        base: The operator.
-        num_measurements: How many. May be traced: no shape depends on it.
+        shape: Sizes (n1, n2) of the matrices. Static.
+        base: The operator whose measurements are read.
+        num_measurements: Number of measurements that are read. May be traced: no shape
+            depends on it.
     """
 
     shape: tuple[int, int] = eqx.field(static=True)
@@ -96,12 +97,12 @@ class First(sensing.Operator):
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
-        """That of `base`."""
+        """The shape of `base`'s measurements."""
         return self.base.measurement_shape
 
     @property
     def isotropy(self) -> Hyper:
-        """That of `base`, by the share of its measurements."""
+        """The isotropy of `base` times the share of its measurements."""
         share = self.num_measurements / self.measurement_shape[0]
         return self.base.isotropy * share
 

@@ -74,11 +74,11 @@ class Metrics(eqx.Module):
     held_out: Float[Array, " step"]
     """Root mean square error on the held-out measurements [1]."""
     recovered_psnr: Float[Array, ""]
-    """That of the image with the least held-out error [dB]."""
+    """PSNR of the image with the least held-out error [dB]."""
     recovered_error: Float[Array, ""]
     """Its relative error in Frobenius norm [1]."""
     reference_psnr: Float[Array, ""]
-    """That of the best approximation of the reference rank [dB]."""
+    """PSNR of the best approximation of the reference rank [dB]."""
     original: UInt8[Array, "row column"]
     """The photograph [1/255]."""
     observed: UInt8[Array, "row column"]

@@ -55,7 +55,7 @@ class HParams(eqx.Module):
     ensemble: str = eqx.field(static=True, default="gaussian")
     """Entries of the measurement matrices: gaussian or rademacher."""
     precision: str = eqx.field(static=True, default="float32")
-    """Of the products: float64, float32, bfloat16 adjoint (of A* alone) or bfloat16."""
+    """Products in float64, float32, bfloat16 adjoint (of A* alone) or bfloat16."""
     eta: Hyper = 0.5
     """Step size [1/||M||]."""
     num_steps: int = eqx.field(static=True, default=180)
@@ -83,9 +83,9 @@ class Mixed(sensing.Operator):
     """A(X) by one operator, A*(z) by another: the same but for their precision.
 
     Attributes:
-        shape: (n1, n2). Static.
-        forward: Gives A(X).
-        backward: Gives A*(z).
+        shape: Sizes (n1, n2) of the matrices. Static.
+        forward: The operator that gives A(X).
+        backward: The operator that gives A*(z).
     """
 
     shape: tuple[int, int] = eqx.field(static=True)
@@ -94,12 +94,12 @@ class Mixed(sensing.Operator):
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
-        """That of `forward`."""
+        """The shape of `forward`'s measurements."""
         return self.forward.measurement_shape
 
     @property
     def isotropy(self) -> Hyper:
-        """That of `forward`."""
+        """The isotropy of `forward`."""
         return self.forward.isotropy
 
     def _apply(self, x):

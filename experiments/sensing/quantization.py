@@ -60,7 +60,7 @@ class Metrics(eqx.Module):
     error: Float[Array, " step"]
     """Relative error ||F G^T - M||_F / ||M||_F of the likelihood [1]."""
     means_error: Float[Array, " step"]
-    """The same of least squares on the levels' means [1]."""
+    """Relative error of least squares on the levels' means [1]."""
     floor: Float[Array, ""]
     """Mean of the squared error of least squares on the noisy numbers [1]."""
     efficiency: Float[Array, ""]
@@ -68,7 +68,7 @@ class Metrics(eqx.Module):
     scale: Float[Array, ""]
     """<F G^T, M> / ||M||_F^2 after the last step of the likelihood [1]."""
     means_scale: Float[Array, ""]
-    """The same of least squares on the levels' means [1]."""
+    """<F G^T, M> / ||M||_F^2 of least squares on the levels' means [1]."""
     means_share: Float[Array, ""]
     """Share of the variance of the noisy numbers that the levels' means have [1]."""
 

@@ -79,11 +79,11 @@ class Metrics(eqx.Module):
     huber_psnr: Float[Array, " step"]
     """Huber: peak signal-to-noise ratio of the iterate [dB]."""
     l2_recovered_psnr: Float[Array, ""]
-    """Squares: that of the image returned [dB]."""
+    """Squares: PSNR of the image returned [dB]."""
     huber_recovered_psnr: Float[Array, ""]
-    """Huber: that of the image returned [dB]."""
+    """Huber: PSNR of the image returned [dB]."""
     reference_psnr: Float[Array, ""]
-    """That of the best approximation of the reference rank [dB]."""
+    """PSNR of the best approximation of the reference rank [dB]."""
     original: UInt8[Array, "row column"]
     """The photograph [1/255]."""
     observed: UInt8[Array, "row column"]

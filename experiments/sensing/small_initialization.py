@@ -91,7 +91,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
 
 def _slope(results):
-    """Of log least error against log alpha, by least squares."""
+    """The slope of log least error against log alpha, by least squares."""
     logs = np.log(results["least"]).assign_coords(alpha=np.log(results["alpha"]))
     return logs.polyfit("alpha", 1, skipna=False)["polyfit_coefficients"].sel(
         degree=1, drop=True

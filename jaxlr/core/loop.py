@@ -1,20 +1,22 @@
 """The loops that drive a `Solver`: a scan, and a bounded loop with a tolerance.
 
-Step t draws from `fold_in(loop_key, t)`, here and in the sweep engine's segments, so
-that a run may be cut anywhere.
+Step t, counted from the start of the run, draws from `fold_in(loop_key, t)`:
+`take_step` says so for the loops and for the sweep engine's segments, so that a run may
+be cut anywhere.
 """
 
 from collections.abc import Callable
 import enum
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxlr.core import tree
+from jaxlr.core import checks, tree
 from jaxlr.core.types import Experiment, Solver
 
 
@@ -41,7 +43,7 @@ class Bounded(NamedTuple):
     Attributes:
         state: The last state.
         info: The info of the last step taken.
-        num_steps: Steps taken.
+        num_steps: Number of steps taken in this call.
         status: A `Status`, as an integer array.
     """
 
@@ -51,11 +53,22 @@ class Bounded(NamedTuple):
     status: Int[Array, ""]
 
 
-def check_num_steps(num_steps: int, every: int = 1) -> None:
-    """Raises `ValueError` unless both are integers of at least 1."""
-    for name, value in (("num_steps", num_steps), ("every", every)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+def split_key(
+    key: Key[Array, ""],
+) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """The two keys of a run, `(init_key, loop_key)`: for `solver.init`, for steps."""
+    init_key, loop_key = jr.split(key)
+    return init_key, loop_key
+
+
+def take_step(
+    solver: Solver, loop_key: Key[Array, ""], t: Int[Array, ""] | int, state: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Step t of a run, counted from the run's start: `(state, info)`.
+
+    It draws from `fold_in(loop_key, t)`: here alone is that written.
+    """
+    return solver.step(jr.fold_in(loop_key, t), state)
 
 
 def run(
@@ -63,79 +76,110 @@ def run(
     solver: Solver,
     num_steps: int,
     *,
+    first_step: int | Int[Array, ""] = 0,
     every: int = 1,
     state: PyTree | None = None,
+    watch_fn: Callable[[Any], PyTree] | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """Take `num_steps` steps by `lax.scan`; `has_ended` is not consulted.
+    """Take steps `first_step`, ..., `first_step + num_steps - 1` by `lax.scan`.
+
+    A run that is cut is the whole run, bit for bit: with the same key, go on from the
+    last state, with `first_step` the number of steps taken before. `has_ended` is not
+    consulted.
 
     Args:
-        key: Split into an init key and a loop key.
-        solver: What to run.
-        num_steps: Static.
-        every: Keep the infos of steps 0, every, 2 every, ... only. Static.
-        state: Start here instead of at `solver.init`.
+        key: The key of the run, the same for all of its pieces; see `split_key`.
+        solver: The method to run.
+        num_steps: Number of steps to take. Static.
+        first_step: Number of steps that led to `state`. It may be traced if `every` is
+            1.
+        every: A row is kept of each step t that is a multiple of `every`, t counted
+            from the start of the run. Static.
+        state: The state to start from; None for `solver.init`.
+        watch_fn: `watch_fn(state) -> metrics`, called for the rows alone, with the
+            state before the step; its metrics take the place of the infos, which are
+            then not computed. None keeps the solver's infos.
 
     Returns:
-        `(last_state, infos)`; infos have a leading axis of ceil(num_steps / every).
+        `(last_state, rows)`: infos, or what `watch_fn` returns, with an axis in front
+        for the multiples of `every` among the steps taken. There may be none.
 
     Raises:
-        ValueError: If `num_steps` or `every` is not an integer of at least 1.
+        ValueError: If `num_steps` or `every` is not an integer >= 1, if `first_step` is
+            not one >= 0 or is traced with `every > 1`, or if `first_step` comes without
+            `state`.
     """
-    check_num_steps(num_steps, every)
-    init_key, loop_key = jr.split(key)
-    if state is None:
-        state = solver.init(init_key)
+    num_steps = checks.count("num_steps", num_steps)
+    every = checks.count("every", every)
+    if every > 1:
+        first_step = checks.count("first_step", first_step, least=0)
+    loop_key, state, static = _start(key, solver, first_step, state)
 
-    def body(state, t):
-        return solver.step(jr.fold_in(loop_key, t), state)
+    def advance(state, times):
+        def body(state, t):
+            state, info = take_step(solver, loop_key, t, eqx.combine(state, static))
+            return tree.partition(state)[0], info if watch_fn is None else None
+
+        return jax.lax.scan(body, state, times)
 
     def block(state, times):
-        state, infos = jax.lax.scan(body, state, times)
-        return state, jax.tree.map(lambda x: x[0], infos)
+        if watch_fn is None:
+            state, infos = advance(state, times)
+            return state, jax.tree.map(lambda x: x[0], infos)
+        row = watch_fn(eqx.combine(state, static))
+        return advance(state, times)[0], row
 
-    times = jnp.arange(num_steps)
-    if every == 1:
-        return jax.lax.scan(body, state, times)
-    whole = num_steps - num_steps % every
-    state, infos = jax.lax.scan(block, state, times[:whole].reshape(-1, every))
+    times = first_step + jnp.arange(num_steps)
+    if every == 1 and watch_fn is None:
+        state, rows = advance(state, times)
+        return eqx.combine(state, static), rows
+    head = min(-first_step % every, num_steps) if every > 1 else 0
+    whole = num_steps - (num_steps - head) % every
+    if head:
+        state, _ = advance(state, times[:head])
+    state, rows = jax.lax.scan(block, state, times[head:whole].reshape(-1, every))
     if whole < num_steps:
-        state, last = block(state, times[whole:])
-        infos = jax.tree.map(lambda x, y: jnp.append(x, y[None], axis=0), infos, last)
-    return state, infos
+        state, row = block(state, times[whole:])
+        row = jax.tree.map(lambda x: jnp.asarray(x)[None], row)
+        rows = jax.tree.map(lambda *x: jnp.concatenate(x), rows, row)
+    return eqx.combine(state, static), rows
 
 
 def run_until(
     key: Key[Array, ""],
     solver: Solver,
-    max_num_steps: int,
+    max_steps: int,
     *,
     tolerance: float | Float[Array, ""] | None = None,
     value_fn: Callable[[Any], Float[Array, ""]] = lambda info: info.loss,
+    first_step: int | Int[Array, ""] = 0,
     state: PyTree | None = None,
 ) -> Bounded:
     """Step until `value_fn(info) <= tolerance` or `solver.has_ended(state)`.
 
     Stops too when a step makes a value that is not finite. Reverse-differentiable (the
-    loop keeps O(sqrt(max_num_steps)) checkpoints); under `vmap` it runs until the last
-    lane ends, the others frozen.
+    loop keeps O(sqrt(max_steps)) checkpoints); under `vmap` it runs until the last lane
+    ends, the others frozen. A run that is cut is the whole run, as for `run`.
 
     Args:
-        key: Split into an init key and a loop key.
-        solver: What to run.
-        max_num_steps: The bound. Static.
-        tolerance: On `value_fn`; None leaves the decision to `solver.has_ended`.
+        key: The key of the run, the same for all of its pieces; see `split_key`.
+        solver: The method to run.
+        max_steps: Bound on the number of steps to take. Static.
+        tolerance: The run ends when `value_fn` is not above it; None leaves that to
+            `solver.has_ended`.
         value_fn: Reads the watched scalar from an info; `info.loss` by default.
-        state: Start here instead of at `solver.init`.
+        first_step: Number of steps that led to `state`; may be traced.
+        state: The state to start from; None for `solver.init`.
 
     Raises:
-        ValueError: If `max_num_steps < 1`, or with neither tolerance nor `has_ended`.
+        ValueError: If `max_steps` is not an integer >= 1, with neither a tolerance nor
+            `has_ended`, if `first_step` is not an integer >= 0, or if it comes without
+            `state`.
     """
-    check_num_steps(max_num_steps)
+    max_steps = checks.count("max_steps", max_steps)
     if tolerance is None and solver.has_ended is None:
         raise ValueError("`run_until` needs a `tolerance` or a solver with has_ended.")
-    init_key, loop_key = jr.split(key)
-    if state is None:
-        state = solver.init(init_key)
+    loop_key, state, static = _start(key, solver, first_step, state)
 
     def has_converged(state, info):
         ended = jnp.asarray(False)
@@ -146,35 +190,68 @@ def run_until(
         return ended
 
     def body(carry: Bounded) -> Bounded:
-        step_key = jr.fold_in(loop_key, carry.num_steps)
-        state, info = solver.step(step_key, carry.state)
+        t = first_step + carry.num_steps
+        before = eqx.combine(carry.state, static)
+        state, info = take_step(solver, loop_key, t, before)
         status = jnp.where(has_converged(state, info), Status.CONVERGED, carry.status)
+        state, _ = tree.partition(state)
         has_diverged = tree.has_diverged(carry.state, state, info)
         status = jnp.where(has_diverged, Status.DIVERGED, status)
         return Bounded(state, info, carry.num_steps + 1, status)
 
-    _, info = jax.eval_shape(solver.step, loop_key, state)
-    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)
-    return eqxi.while_loop(
+    def info_of(state):
+        return take_step(solver, loop_key, first_step, eqx.combine(state, static))[1]
+
+    shapes = jax.eval_shape(info_of, state)
+    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    end = eqxi.while_loop(
         lambda carry: carry.status == Status.MAX_STEPS,
         body,
         Bounded(state, info, jnp.asarray(0), jnp.asarray(int(Status.MAX_STEPS))),
-        max_steps=max_num_steps,
+        max_steps=max_steps,
         kind="checkpointed",
     )
+    return end._replace(state=eqx.combine(end.state, static))
+
+
+def _start(key, solver, first_step, state):
+    """The loop's key and, before a piece, the state's arrays and its other leaves."""
+    if checks.known(first_step):
+        first_step = checks.count("first_step", first_step, least=0)
+    init_key, loop_key = split_key(key)
+    if state is None:
+        if not checks.known(first_step) or first_step > 0:
+            raise ValueError(
+                "`first_step` says how many steps led to `state`: give both or "
+                f"neither, got first_step={first_step!r} and no `state`."
+            )
+        state = solver.init(init_key)
+    return loop_key, *tree.partition(state)
 
 
 def num_steps_of(experiment: Experiment, hparams: Any) -> int:
-    """Length of a long run at `hparams`.
+    """Number of steps of a long run at `hparams`.
 
     Raises:
         ValueError: If it is not an integer of at least 1.
     """
     num_steps = experiment.num_steps
     num_steps = num_steps(hparams) if callable(num_steps) else num_steps
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"`num_steps` must be an integer >= 1, got {num_steps!r}.")
-    return num_steps
+    return checks.count("num_steps", num_steps)
+
+
+def solver_of(
+    experiment: Experiment, key: Key[Array, ""], hparams: Any
+) -> tuple[Solver, Key[Array, ""]]:
+    """The solver of a long-run experiment at `hparams`, and the key of its run.
+
+    Raises:
+        ValueError: If the experiment has no `solver`.
+    """
+    if experiment.solver is None:
+        raise ValueError("A long run takes an experiment with a `solver`.")
+    problem_key, solve_key = jr.split(key)
+    return experiment.solver(problem_key, hparams), solve_key
 
 
 def closed_form(experiment: Experiment) -> Callable[[Key[Array, ""], Any], PyTree]:
@@ -183,16 +260,12 @@ def closed_form(experiment: Experiment) -> Callable[[Key[Array, ""], Any], PyTre
     `has_ended` is not consulted: lanes run to the end of their steps.
 
     Raises:
-        ValueError: If the experiment has no `solver`.
+        ValueError: When it is called, if the experiment has no `solver`.
     """
-    solver_fn = experiment.solver
-    if solver_fn is None:
-        raise ValueError("`closed_form` takes an experiment with a `solver`.")
 
     def run_closed(key, hparams):
-        problem_key, solve_key = jr.split(key)
+        solver, solve_key = solver_of(experiment, key, hparams)
         num_steps = num_steps_of(experiment, hparams)
-        solver = solver_fn(problem_key, hparams)
         return run(solve_key, solver, num_steps, every=experiment.every)[1]
 
     return run_closed

@@ -1,5 +1,6 @@
 """Helpers on pytrees of arrays."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
@@ -34,3 +35,11 @@ def is_inexact(x: Array) -> bool:
 def select(which: Bool[Array, ""], on_true: PyTree, on_false: PyTree) -> PyTree:
     """`on_true` where `which`, else `on_false`: leaf by leaf, typed keys included."""
     return jax.tree.map(lambda a, b: jnp.where(which, a, b), on_true, on_false)
+
+
+def partition(x: PyTree) -> tuple[PyTree, PyTree]:
+    """Arrays and numbers, which loops carry, and all other leaves, such as functions.
+
+    Either has None in place of the other's leaves; `eqx.combine` puts them together.
+    """
+    return eqx.partition(x, eqx.is_array_like)

@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Key, Num, PyTree
 import numpy as np
 import numpy.typing as npt
 
+from jaxlr.core import checks
+
 
 Hyper: TypeAlias = float | Float[Array, ""]
 """A hyper-parameter: a number or a traced scalar, so that sweeping it is free."""
@@ -59,8 +61,7 @@ class Uniform:
             raise ValueError(f"`low` and `high` must be finite, got {self}.")
         if self.low >= self.high:
             raise ValueError(f"`low` must be less than `high`, got {self}.")
-        if self.num < 1:
-            raise ValueError(f"`num` must be at least 1, got {self.num}.")
+        object.__setattr__(self, "num", checks.count("num", self.num))
 
     def draw(self, name: str) -> tuple[float, ...]:
         """The values for the field called `name`: `num` floats."""
@@ -198,9 +199,8 @@ class Experiment:
                 f"got {self.hparams!r}."
             )
         for name in ("num_seeds", "every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+            number = checks.count(name, getattr(self, name))
+            object.__setattr__(self, name, number)
         if not self.checkpoint_seconds >= 0:
             raise ValueError(
                 f"`checkpoint_seconds` must be >= 0, got {self.checkpoint_seconds!r}."

@@ -71,16 +71,14 @@ def fit(
             "`starts` must have an axis of r >= 1 starts in front of every parameter, "
             f"got shapes {shapes}."
         )
-    solver = from_optax(loss_fn, optax.lbfgs())
 
     def run(start):
         end = loop.run_until(
             jr.key(0),
-            solver,
+            from_optax(loss_fn, optax.lbfgs(), lambda _: start),
             max_num_steps,
             tolerance=tolerance,
-            value_fn=lambda info: info.gradient_norm / (1 + jnp.abs(info.loss)),
-            state=solver.init(start),
+            value_fn=lambda info: info.grad_norm / (1 + jnp.abs(info.loss)),
         )
         loss = loss_fn(end.state.params)
         loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)

@@ -1,5 +1,7 @@
-"""The loops against a plain Python loop, and from_optax against optax by hand."""
+"""The loops against a plain Python loop, whole and cut."""
 
+import functools as ft
+import itertools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -7,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 import pytest
 
-from jaxlr.core import Experiment, from_optax, loop, Solver, Status
+from jaxlr.core import Experiment, loop, Solver, Status
+from jaxlr.lab import grid, lane
 
 
 class Info(NamedTuple):
@@ -36,7 +38,7 @@ def noisy_descent(eta, decay=1.0):
 
 
 def by_hand(key, solver, num_steps):
-    init_key, loop_key = jr.split(key)
+    init_key, loop_key = loop.split_key(key)
     state, infos = solver.init(init_key), []
     for t in range(num_steps):
         state, info = solver.step(jr.fold_in(loop_key, t), state)
@@ -66,6 +68,238 @@ def test_a_run_goes_on_from_a_state():
     start = jnp.arange(3.0)
     _, infos = loop.run(key, solver, 4, state=start)
     np.testing.assert_allclose(infos.loss[0], 2.5)
+
+
+SIZE, NUM_STEPS = 4, 6
+MATRIX = jr.normal(jr.key(7), (SIZE, SIZE)) / SIZE**0.5
+
+
+class State(NamedTuple):
+    """Of the solver that is cut: rounding shows, and so would another noise."""
+
+    x: jax.Array
+    memory: jax.Array
+
+
+def rounding():
+    def step(key, state):
+        noise = jr.normal(key, (SIZE,))
+        x = jnp.tanh(MATRIX @ state.x + 0.1 * noise) * 1.01 + 0.3 * state.x
+        loss = jnp.sum(state.x**2) / 2 + jnp.sin(state.memory)
+        return State(x, 0.9 * state.memory + x @ state.x), Info(loss)
+
+    return Solver(lambda key: State(jr.normal(key, (SIZE,)), jnp.zeros(())), step)
+
+
+def initial():
+    return rounding().init(loop.split_key(jr.key(1))[0])
+
+
+def metrics(state):
+    return {"loss": jnp.sum(jnp.tanh(MATRIX @ state.x) * state.memory)}
+
+
+def run_piece(every, watch_fn):
+    @ft.partial(jax.jit, static_argnums=(0, 1) if every > 1 else 1)
+    def piece(first, num, state):
+        return loop.run(
+            jr.key(1),
+            rounding(),
+            num,
+            first_step=first,
+            every=every,
+            state=state,
+            watch_fn=watch_fn,
+        )
+
+    return piece
+
+
+def run_until_piece(every):
+    @ft.partial(jax.jit, static_argnums=1)
+    def piece(first, num, state):
+        end = loop.run_until(
+            jr.key(1),
+            rounding(),
+            num,
+            tolerance=-10.0,
+            first_step=first,
+            state=state,
+        )
+        return end.state, end.info
+
+    return piece
+
+
+def segment_piece(every):
+    experiment = Experiment(
+        solver=lambda key, hparams: rounding(),
+        num_steps=NUM_STEPS,
+        every=every,
+        hparams=HParams(),
+    )
+    (group,) = grid.groups(experiment.hparams, grid.dimensions(experiment.hparams, ()))
+    traced = lane.trace(experiment, group)
+    segment = jax.jit(traced.function)
+
+    def piece(first, num, state):
+        if state is None:
+            state = [jnp.zeros(x.shape, x.dtype) for x in traced.state]
+        zero = np.int32(0)
+        times = np.int32(first), np.int32(first + num)
+        state = segment(np.uint32(1), zero, zero, *state, *times)
+        return state, []
+
+    return piece
+
+
+PIECES = {
+    "run": lambda every: run_piece(every, None),
+    "watched run": lambda every: run_piece(every, metrics),
+    "run_until": run_until_piece,
+    "segments": segment_piece,
+}
+
+
+def bits(x):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(x)]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("name", PIECES)
+def test_a_run_cut_anywhere_is_the_whole_run(name, every):
+    """Every piece from the whole run's state leads to its state, and has its rows.
+
+    So, by induction, has every partition.
+    """
+    if name == "run_until" and every > 1:
+        pytest.skip("run_until keeps no rows")
+    piece = PIECES[name](every)
+    start = None if name == "segments" else initial()
+    states, rows = [start], []
+    for stop in range(1, NUM_STEPS + 1):
+        state, rows = piece(0, stop, start)
+        states.append(state)
+    times = range(0, NUM_STEPS, every)
+    for first, stop in itertools.combinations(range(1, NUM_STEPS + 1), 2):
+        state, found = piece(first, stop - first, states[first])
+        assert bits(state) == bits(states[stop]), (first, stop)
+        if name == "run_until" and stop == NUM_STEPS:
+            assert bits(found) == bits(rows), first
+        elif "run" in name.split():
+            kept = [i for i, t in enumerate(times) if first <= t < stop]
+            wanted = jax.tree.map(lambda x, kept=kept: x[np.array(kept, int)], rows)
+            assert bits(found) == bits(wanted), (first, stop)
+
+
+@pytest.mark.parametrize("watch_fn", [None, metrics])
+def test_a_run_cut_outside_of_jit_is_the_whole_run(watch_fn):
+    run = ft.partial(loop.run, jr.key(1), rounding(), every=2, watch_fn=watch_fn)
+    state, rows = run(6)
+    for cut in (1, 2, 5):
+        middle, one = run(cut)
+        end, two = run(6 - cut, first_step=cut, state=middle)
+        assert bits(end) == bits(state)
+        joined = jax.tree.map(lambda *x: jnp.concatenate(x), one, two)
+        assert bits(joined) == bits(rows)
+
+
+def test_another_offset_is_another_run():
+    """That the cuts above can fail: steps counted anew draw the first noises again."""
+    piece = run_piece(1, None)
+    state, _ = piece(0, 3, initial())
+    assert bits(piece(0, 3, state)) != bits(piece(3, 3, state))
+
+
+class Expensive(NamedTuple):
+    """An info that would be seen in a program."""
+
+    loss: jax.Array
+    spectrum: jax.Array
+
+
+def spectral():
+    def step(key, x):
+        del key
+        spectrum = jnp.linalg.svd(x, compute_uv=False)
+        return 0.9 * x, Expensive(jnp.sum(x), spectrum)
+
+    return Solver(lambda key: jr.normal(key, (4, 4)), step)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 9])
+def test_what_watches_is_called_once_a_block_and_sees_its_start(first, num_steps):
+    seen = []
+
+    def watch_fn(x):
+        jax.debug.callback(lambda value: seen.append(float(value)), x)
+        return {"x": x}
+
+    solver = Solver(lambda key: jnp.zeros(()), lambda key, x: (x + 1, Info(x)))
+    state, rows = loop.run(
+        jr.key(0),
+        solver,
+        num_steps,
+        first_step=first,
+        every=3,
+        state=jnp.asarray(float(first)),
+        watch_fn=watch_fn,
+    )
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    wanted = [t for t in range(first, first + num_steps) if t % 3 == 0]
+    assert sorted(seen) == wanted
+    np.testing.assert_array_equal(rows["x"], np.array(wanted, float))
+    assert state == first + num_steps
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_infos_are_not_computed_where_something_else_watches(every):
+    def program(watch_fn):
+        run = ft.partial(loop.run, solver=spectral(), every=every, watch_fn=watch_fn)
+        return jax.jit(lambda key: run(key, num_steps=7)).lower(jr.key(0)).compile()
+
+    assert "lapack_sgesdd" in program(None).as_text()
+    assert "lapack_sgesdd" not in program(jnp.sum).as_text()
+
+
+def test_first_step_may_be_traced_if_every_step_is_kept():
+    run = run_piece(1, None)
+    state, _ = run(0, 2, initial())
+    want, _ = run(2, 2, state)
+
+    def from_step(first_step, every):
+        return loop.run(
+            jr.key(1), rounding(), 2, first_step=first_step, every=every, state=state
+        )[0]
+
+    got = jax.jit(lambda t: from_step(t, 1))(2)
+    assert bits(got) == bits(want)
+    lanes = jax.jit(jax.vmap(lambda t: from_step(t, 1)))(jnp.array([0, 2]))
+    np.testing.assert_allclose(lanes.x[1], want.x, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`first_step` .* must not be traced"):
+        jax.jit(lambda t: from_step(t, 2))(2)
+
+
+def test_modules_with_functions_are_states():
+    """A leaf that is no array stays, in both loops, and is differentiated past."""
+
+    def step(key, model):
+        del key
+        model = eqx.tree_at(lambda m: m.layers[0].weight, model, replace_fn=jnp.tanh)
+        return model, Info(jnp.sum(model(jnp.ones(2))))
+
+    def init(key):
+        return eqx.nn.MLP(2, 1, 3, 1, activation=jnp.sin, key=key)
+
+    solver = Solver(init, step)
+    model, infos = loop.run(jr.key(0), solver, 3, watch_fn=None)
+    seen = loop.run(jr.key(0), solver, 3, watch_fn=lambda m: m(jnp.ones(2))[0])[1]
+    np.testing.assert_allclose(seen[1:], infos.loss[:-1], rtol=1e-6)
+    end = loop.run_until(jr.key(0), solver, 3, tolerance=-jnp.inf)
+    assert model.activation is end.state.activation
+    np.testing.assert_allclose(end.info.loss, infos.loss[-1], rtol=1e-6)
 
 
 def test_run_until_stops_at_the_tolerance():
@@ -143,41 +377,15 @@ def test_misuse_is_named():
         loop.run(jr.key(0), noisy_descent(0.1), 0)
     with pytest.raises(ValueError, match="`every`"):
         loop.run(jr.key(0), noisy_descent(0.1), 3, every=0)
+    with pytest.raises(ValueError, match="`max_steps`"):
+        loop.run_until(jr.key(0), noisy_descent(0.1), 2.5, tolerance=0.1)
+    for run in (loop.run, ft.partial(loop.run_until, tolerance=0.1)):
+        with pytest.raises(ValueError, match=r"`first_step` must be an integer >= 0"):
+            run(jr.key(0), noisy_descent(0.1), 3, first_step=-1, state=jnp.ones(3))
+        with pytest.raises(ValueError, match=r"`first_step` .* `state`: give both"):
+            run(jr.key(0), noisy_descent(0.1), 3, first_step=2)
     with pytest.raises(ValueError, match="`tolerance`"):
         loop.run_until(jr.key(0), noisy_descent(0.1), 3)
+    experiment = Experiment(run=lambda key, h: {}, hparams=HParams())
     with pytest.raises(ValueError, match="`solver`"):
-        loop.closed_form(Experiment(run=lambda key, h: {}, hparams=HParams()))
-
-
-def quadratic(params):
-    return jnp.sum((params["w"] - 2.0) ** 2)
-
-
-def test_from_optax_is_optax_by_hand():
-    transformation = optax.adam(0.1)
-    solver = from_optax(quadratic, transformation)
-    start = {"w": jnp.zeros(2)}
-    state, info = loop.run(jr.key(0), solver, 5, state=solver.init(start))
-    params, opt_state = start, transformation.init(start)
-    for t in range(5):
-        loss, grad = jax.value_and_grad(quadratic)(params)
-        np.testing.assert_allclose(info.loss[t], loss, rtol=1e-5)
-        np.testing.assert_allclose(info.gradient_norm[t], optax.tree.norm(grad), 1e-5)
-        updates, opt_state = transformation.update(grad, opt_state, params)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(state.params["w"], params["w"], rtol=1e-5)
-
-
-def test_from_optax_feeds_line_searches_and_initializers():
-    solver = from_optax(quadratic, optax.lbfgs(), lambda key: {"w": jr.normal(key, 2)})
-    out = loop.run_until(jr.key(0), solver, 20, tolerance=1e-10)
-    assert out.status == Status.CONVERGED
-
-
-def test_from_optax_gives_stochastic_losses_the_step_key():
-    def loss_fn(key, params):
-        return jnp.sum(params * jr.normal(key, (2,)))
-
-    solver = from_optax(loss_fn, optax.sgd(1.0), is_stochastic=True)
-    _, info = loop.run(jr.key(3), solver, 4, state=solver.init(jnp.ones(2)))
-    assert len(set(np.asarray(info.gradient_norm).tolist())) == 4
+        loop.closed_form(experiment)(jr.key(0), HParams())

@@ -32,7 +32,7 @@ class FactorSettings(TypedDict, total=False):
 
 
 class DescentSettings(FactorSettings, total=False):
-    """And of those that take one factor, too."""
+    """Keywords of methods that take one factor, too."""
 
     is_symmetric: bool
 
@@ -55,7 +55,7 @@ class FactorState(NamedTuple):
     Attributes:
         f: Left factor F [sqrt(||M||)].
         g: Right factor G; None in the symmetric form, where it is F too.
-        memory: Of the method: an optax state, a count, or nothing.
+        memory: What the method remembers: an optax state, a count, or nothing.
     """
 
     f: Float[Array, "n1 k"]
@@ -73,8 +73,9 @@ class FactorInfo(NamedTuple):
 
     Attributes:
         loss: The method's objective, in its units.
-        residual: For squared losses ||A(F G^T) - y|| / ||y||; for the others the loss
-            over that of the zero matrix. Dimensionless.
+        residual: How much of the measurements is not fitted [1]: for squared losses
+            ||A(F G^T) - y|| / ||y||; for the others the loss over that of the zero
+            matrix.
         relative_error: ||F G^T - M||_F / ||M||_F; None if the truth is not known.
     """
 

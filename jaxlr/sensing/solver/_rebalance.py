@@ -4,10 +4,9 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from jaxlr.core import checks, Hyper, signatures, Solver, tree
+from jaxlr.core import checks, Hyper, loop, signatures, Solver, tree
 from jaxlr.linalg import matmul
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver._descent import (
@@ -199,19 +198,19 @@ def run_rebalanced(
     max_wait = -(-num_steps // 2) if max_wait is None else max_wait
     max_wait = checks.count("max_wait", max_wait, most=num_steps)
     solver = _unbalanced(problem, num_columns, eta, settings)
-    init_key, loop_key = jr.split(key)
+    init_key, loop_key = loop.split_key(key)
 
     def wait(carry, _):
         state, num_taken = carry
         # The step key is unused by `gd`; a lane's own clock keeps the contract anyway.
-        advanced, info = solver.step(jr.fold_in(loop_key, num_taken), state)
+        advanced, info = loop.take_step(solver, loop_key, num_taken, state)
         is_waiting = ~(info.residual <= trigger)  # a NaN waits
         state = tree.select(is_waiting, advanced, state)
         return (state, num_taken + is_waiting), info
 
     def advance(carry, _):
         state, num_taken = carry
-        advanced, info = solver.step(jr.fold_in(loop_key, num_taken), state)
+        advanced, info = loop.take_step(solver, loop_key, num_taken, state)
         state = tree.select(num_taken < num_steps, advanced, state)
         return (state, num_taken + 1), info
 

@@ -22,7 +22,7 @@ class SoftImputeState(NamedTuple):
 
     Attributes:
         x: X [||M||].
-        singular_values: Those of X, descending [||M||].
+        singular_values: Singular values of X, descending [||M||].
         previous: X one step before; None unless accelerated.
         num_steps: Steps taken; None unless accelerated.
     """
@@ -37,7 +37,7 @@ class SoftImputeInfo(NamedTuple):
     """Measured at the iterate before the step.
 
     Attributes:
-        loss: L, the penalty included, in units of ||y||^2.
+        loss: The objective L, the penalty included, in units of ||y||^2.
         residual: ||A(X) - y|| / ||y||, dimensionless.
         relative_error: ||X - M||_F / ||M||_F; None if the truth is not known.
         rank: Number of singular values that are not zero.

@@ -355,6 +355,8 @@ def test_misuse_is_named():
         sensing.gd(levels, num_columns=2, loss="l1")
     with pytest.raises(ValueError, match=r"`start` must be 'random' for quantized"):
         sensing.scaled_gd(levels, num_columns=2)
+    with pytest.raises(ValueError, match=r"`num_active`.*integer in 1\.\.2, got 1\.5"):
+        sensing.gd(problem, num_columns=2, num_active=1.5)
     with pytest.raises(ValueError, match=r"`num_active` must be in 1\.\.2.*got 3"):
         sensing.gd(problem, num_columns=2, num_active=3)
     with pytest.raises(ValueError, match=r"implementation 'palas'.*mean 'pallas'"):

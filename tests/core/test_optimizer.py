@@ -1,4 +1,4 @@
-"""Training against loops by hand, with momentum, batches, modules, sweeps."""
+"""Training by optax against loops by hand: batches, modules, line searches, sweeps."""
 
 import equinox as eqx
 import jax
@@ -37,11 +37,14 @@ def test_training_is_the_loop_by_hand(rho, num_shards):
     )
     with x64(True):
         batches, data = jnp.array(index), (jnp.array(x), jnp.array(y))
-        solver = core.train(
-            sharpness.sam_value_and_grad(models.squares, rho, num_shards=num_shards),
+        solver = core.from_optax(
+            models.squares,
             optax.sgd(0.2, momentum=0.9),
             lambda key: jax.tree.map(jnp.array, params),
-            lambda step: tuple(part[batches[step]] for part in data),
+            lambda key, step: tuple(part[batches[step]] for part in data),
+            value_and_grad_fn=sharpness.sam_value_and_grad(
+                models.squares, rho, num_shards=num_shards
+            ),
         )
         state, info = jax.jit(lambda key: loop.run(key, solver, 7))(jr.key(0))
         assert state.step == 7
@@ -53,8 +56,8 @@ def test_training_is_the_loop_by_hand(rho, num_shards):
 
 
 def test_step_is_not_random_and_the_key_draws_the_start():
-    solver = core.train(
-        jax.value_and_grad(lambda w: jnp.sum(w**2)),
+    solver = core.from_optax(
+        lambda w: jnp.sum(w**2),
         optax.sgd(0.1),
         lambda key: jr.normal(key, (3,)),
     )
@@ -68,8 +71,8 @@ def test_step_is_not_random_and_the_key_draws_the_start():
 
 
 def test_schedule_and_weight_decay_are_those_of_the_optimizer():
-    solver = core.train(
-        jax.value_and_grad(lambda w: jnp.sum(w)),
+    solver = core.from_optax(
+        jnp.sum,
         optax.chain(
             optax.add_decayed_weights(0.5), optax.sgd(lambda t: 0.1 / (t + 1.0))
         ),
@@ -86,15 +89,16 @@ def test_module_with_leaves_that_are_no_arrays():
     x, y = models.data()
     optimizer = optax.adam(0.01)
     value_and_grad = sharpness.sam_value_and_grad(models.net_loss, 0.05)
-    solver = core.train(
-        value_and_grad, optimizer, lambda key: models.Net(), lambda step: (x, y)
+    solver = core.from_optax(
+        models.net_loss,
+        optimizer,
+        lambda key: models.Net(),
+        lambda key, step: (x, y),
+        value_and_grad_fn=value_and_grad,
     )
     start = solver.init(jr.key(0))
-    step = eqx.filter_jit(solver.step)
-    state, infos = start, []
-    for _ in range(20):
-        state, info = step(jr.key(0), state)
-        infos.append(float(info.loss))
+    state, infos = loop.run(jr.key(0), solver, 20)
+    infos = np.asarray(infos.loss)
     assert infos[-1] < 0.8 * infos[0]
     assert infos[0] == pytest.approx(float(models.net_loss(start.params, x, y)))
     # Leaves that have no gradient stay: the function, the integer.
@@ -107,7 +111,7 @@ def test_module_with_leaves_that_are_no_arrays():
     arrays = eqx.filter(start.params, eqx.is_inexact_array)
     updates, _ = optimizer.update(grads, optimizer.init(arrays), arrays)
     want = eqx.apply_updates(start.params, updates)
-    after = step(jr.key(0), start)[0].params
+    after = solver.step(jr.key(0), start)[0].params
     for a, b in zip(
         *(jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (after, want)),
         strict=True,
@@ -124,11 +128,12 @@ def test_learning_rates_and_radii_are_one_compilation():
     def final(lr, rho):
         nonlocal num_traces
         num_traces += 1
-        solver = core.train(
-            sharpness.sam_value_and_grad(models.squares, rho),
+        solver = core.from_optax(
+            models.squares,
             optax.sgd(lr, momentum=0.5),
             lambda key: jax.tree.map(jnp.asarray, params),
-            lambda step: (jnp.asarray(x), jnp.asarray(y)),
+            lambda key, step: (jnp.asarray(x), jnp.asarray(y)),
+            value_and_grad_fn=sharpness.sam_value_and_grad(models.squares, rho),
         )
         state, info = loop.run(jr.key(0), solver, 5)
         return state.params, info.loss
@@ -145,3 +150,98 @@ def test_learning_rates_and_radii_are_one_compilation():
             np.testing.assert_allclose(losses[i], curve, rtol=1e-12)
             for name, value in want.items():
                 np.testing.assert_allclose(got[name][i], value, rtol=1e-12)
+
+
+def quadratic(params):
+    return jnp.sum((params["w"] - 2.0) ** 2)
+
+
+def test_adam_is_that_of_optax():
+    optimizer = optax.adam(0.1)
+    start = {"w": jnp.zeros(2)}
+    solver = core.from_optax(quadratic, optimizer, lambda key: start)
+    state, info = loop.run(jr.key(0), solver, 5)
+    params, opt_state = start, optimizer.init(start)
+    for t in range(5):
+        loss, grad = jax.value_and_grad(quadratic)(params)
+        np.testing.assert_allclose(info.loss[t], loss, rtol=1e-5)
+        np.testing.assert_allclose(info.grad_norm[t], optax.tree.norm(grad), 1e-5)
+        updates, opt_state = optimizer.update(grad, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state.params["w"], params["w"], rtol=1e-5)
+
+
+def rosenbrock(params):
+    x, y = params["w"]
+    return (1 - x) ** 2 + 100 * (y - x**2) ** 2
+
+
+@pytest.mark.parametrize("is_batched", [False, True])
+def test_line_searches_find_the_minimum_and_save_evaluations(is_batched):
+    """Without a batch the last evaluation of a line search is the next step's first."""
+    evaluations = []
+
+    def loss_fn(params, *batch):
+        jax.debug.callback(lambda _: evaluations.append(1), params["w"])
+        return rosenbrock(params)
+
+    solver = core.from_optax(
+        loss_fn,
+        optax.lbfgs(),
+        lambda key: {"w": jnp.array([-1.2, 1.0])},
+        (lambda key, step: (step,)) if is_batched else None,
+    )
+    run = jax.jit(lambda key: loop.run(key, solver, 40))
+    state, info = jax.block_until_ready(run(jr.key(0)))
+    jax.effects_barrier()
+    np.testing.assert_allclose(state.params["w"], [1.0, 1.0], atol=1e-3)
+    np.testing.assert_allclose(info.loss[0], 24.2, rtol=1e-5)
+    # One at the start, and none at each later step.
+    others = len(evaluations) - np.asarray(searches(run)).sum()
+    assert others == (40 if is_batched else 1)
+
+
+def searches(run):
+    """Evaluations of the line searches of every step."""
+    solver = core.from_optax(
+        rosenbrock, optax.lbfgs(), lambda key: {"w": jnp.array([-1.2, 1.0])}
+    )
+    _, counts = loop.run(
+        jr.key(0),
+        solver,
+        41,
+        watch_fn=lambda state: state.opt_state[-1].info.num_linesearch_steps,
+    )
+    return counts[1:]
+
+
+def test_a_line_search_inside_of_a_chain_is_not_trusted():
+    """Its value is not the loss where the step ends, if something follows it."""
+    optimizer = optax.chain(optax.lbfgs(), optax.scale(0.5))
+    start = {"w": jnp.array([0.3, 0.5])}
+    solver = core.from_optax(rosenbrock, optimizer, lambda key: start)
+    state, _ = loop.run(jr.key(0), solver, 3)
+    _, info = solver.step(jr.key(0), state)
+    np.testing.assert_allclose(info.loss, rosenbrock(state.params), rtol=1e-6)
+
+
+def test_batches_see_the_key_of_the_step_and_the_steps_before():
+    def batch_fn(key, step):
+        return jr.normal(key, (2,)), step
+
+    def loss_fn(params, noise, step):
+        return jnp.sum(params * noise) + 100 * step
+
+    key, start = jr.key(3), jnp.ones(2)
+    solver = core.from_optax(loss_fn, optax.sgd(1.0), lambda key: start, batch_fn)
+    state, first = loop.run(key, solver, 2)
+    _, second = loop.run(key, solver, 2, first_step=2, state=state)
+    loop_key = loop.split_key(key)[1]
+    noises = [jr.normal(jr.fold_in(loop_key, t), (2,)) for t in range(4)]
+    norms = [float(jnp.linalg.norm(noise)) for noise in noises]
+    found = np.concatenate([first.grad_norm, second.grad_norm])
+    np.testing.assert_allclose(found, norms, rtol=1e-6)
+    w = np.ones(2)
+    for t, loss in enumerate(np.concatenate([first.loss, second.loss])):
+        np.testing.assert_allclose(loss, w @ noises[t] + 100 * t, rtol=1e-5)
+        w = w - np.asarray(noises[t])
