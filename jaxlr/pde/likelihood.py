@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import optax
 
-from jaxlr.core import Count
+from jaxlr.core import checks, Count
 from jaxlr.covariance import constrain, hold, Kernel, unconstrain
 from jaxlr.covariance.training import LOG, ways
 
@@ -43,7 +42,7 @@ def cholesky(
     least = jnp.finfo(start.dtype).tiny
     jitter = lax.while_loop(fails, lambda j: jnp.maximum(10 * j, least), start)
     lower = jnp.linalg.cholesky(correlations + jitter * identity)
-    if not isinstance(lower, Tracer) and not jnp.all(jnp.isfinite(lower)):
+    if checks.known(lower) and not jnp.all(jnp.isfinite(lower)):
         raise ValueError(
             "The `kernels` give correlations that are not positive definite, nor with "
             f"a jitter of {jitter:.1g}."
