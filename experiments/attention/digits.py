@@ -66,17 +66,17 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     kind: str = eqx.field(static=True, default="tensor")
-    """Of attention: a name in `KINDS`."""
+    """Kind of attention: a name in `KINDS`."""
     learning_rate: Hyper = 1e-2
-    """Of AdamW, at the start; it falls to 0 as a cosine [1]."""
+    """Learning rate of AdamW at the start; it falls to 0 as a cosine [1]."""
     weight_decay: Hyper = 0.01
-    """Of AdamW [1]."""
+    """Weight decay of AdamW [1]."""
     num_features: int = eqx.field(static=True, default=32)
-    """Width."""
+    """Number of features of a row."""
     num_epochs: int = eqx.field(static=True, default=30)
-    """Passes over the training digits."""
+    """Number of passes over the training digits."""
     batch_size: int = eqx.field(static=True, default=50)
-    """Digits of a batch."""
+    """Number of digits in a batch."""
 
 
 class Metrics(eqx.Module):
@@ -85,13 +85,13 @@ class Metrics(eqx.Module):
     loss: Float[Array, " step"]
     """Training loss, mean over the epoch [nat]."""
     valid_loss: Float[Array, " step"]
-    """Of the validation digits [nat]."""
+    """Loss on the validation digits [nat]."""
     accuracy: Float[Array, " step"]
     """Share of the test digits that are recognized [1]."""
     changed: Float[Array, ""]
     """Share of them read otherwise with the exponential instead [1]."""
     num_parameters: Float[Array, ""]
-    """Of the network [1]."""
+    """Number of the network's parameters [1]."""
 
 
 class Bounded(eqx.Module):

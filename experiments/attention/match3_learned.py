@@ -59,21 +59,21 @@ class HParams(eqx.Module):
     architecture: str = eqx.field(static=True, default="tensor")
     """`tensor`, `matrix`, or `two_matrix` for two blocks of matrix attention."""
     learning_rate: Hyper = 3e-3
-    """Of Adam at its highest, after a twentieth of the steps; it falls to 0 [1]."""
+    """Highest learning rate of Adam, from which it falls to 0 [1]."""
     modulus: int = eqx.field(static=True, default=23)
-    """M."""
+    """Modulus M."""
     num_positions: int = eqx.field(static=True, default=8)
-    """N, integers of a sequence."""
+    """Number N of integers in a sequence."""
     num_features: int = eqx.field(static=True, default=32)
-    """Width."""
+    """Number of features of a position."""
     batch_size: int = eqx.field(static=True, default=64)
-    """Sequences of an update."""
+    """Number of sequences in an update."""
     num_updates: int = eqx.field(static=True, default=200)
-    """Of a round; scores are taken after each."""
+    """Number of updates in a round; scores are taken after each round."""
     num_rounds: int = eqx.field(static=True, default=10)
-    """Of training."""
+    """Number of rounds of training."""
     num_held_out: int = eqx.field(static=True, default=2048)
-    """Sequences to validate, and as many to test with."""
+    """Number of sequences to validate, and as many to test with."""
 
 
 class Metrics(eqx.Module):
@@ -82,7 +82,7 @@ class Metrics(eqx.Module):
     loss: Float[Array, " step"]
     """Training loss, mean over the round [nat]."""
     valid_auc: Float[Array, " step"]
-    """As `auc`, of validation sequences [1]."""
+    """Chance that a match is ranked rightly among validation sequences [1]."""
     auc: Float[Array, " step"]
     """Chance that a match is ranked rightly, where no pair makes a match [1]."""
     accuracy: Float[Array, " step"]
@@ -90,7 +90,7 @@ class Metrics(eqx.Module):
     majority: Float[Array, ""]
     """Share of all test positions that the larger class has [1]."""
     num_parameters: Float[Array, ""]
-    """Of the network [1]."""
+    """Number of the network's parameters [1]."""
 
 
 class Network(eqx.Module):

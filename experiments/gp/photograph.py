@@ -53,7 +53,7 @@ class HParams(eqx.Module):
     train_size: int = eqx.field(static=True, default=48)
     """Side of the square on which hyper-parameters are trained [pixels]."""
     num_steps: int = eqx.field(static=True, default=25)
-    """Of L-BFGS, at most."""
+    """Bound on the steps of L-BFGS."""
 
 
 class Metrics(eqx.Module):
@@ -68,11 +68,11 @@ class Metrics(eqx.Module):
     likelihood: Float[Array, ""]
     """Log marginal likelihood of the square [nat/pixel]."""
     lengthscales: Float[Array, " axis"]
-    """Of rows and columns [pixels]."""
+    """Lengthscales of rows and columns [pixels]."""
     noise: Float[Array, ""]
     """Variance of the noise [white^2]."""
     residual: Float[Array, ""]
-    """Of the solve on the whole image, relative [1]."""
+    """Relative residual of the solve on the whole image [1]."""
     original: UInt8[Array, "row column"]
     """The photograph [1/255]."""
     observed: UInt8[Array, "row column"]

@@ -51,18 +51,18 @@ class HParams(eqx.Module):
     rho: Hyper = 2.0
     """Perturbation a gradient; 0 is gradient descent [1/lambda_1]."""
     num_steps: int = eqx.field(static=True, default=200)
-    """Steps taken."""
+    """Number of steps taken."""
     num_draws: int = eqx.field(static=True, default=1000)
-    """Draws of the noise that the risk is a mean of."""
+    """Number of draws of the noise that the risk is a mean of."""
 
 
 class Metrics(eqx.Module):
     """Bias and variance before every step, by closed form and by draws of the noise."""
 
     squared_bias: Float[Array, " step"]
-    """Of the closed form [f*^2]."""
+    """Squared bias of the closed form [f*^2]."""
     variance: Float[Array, " step"]
-    """Of the closed form [f*^2]."""
+    """Variance of the closed form [f*^2]."""
     risk: Float[Array, " step"]
     """Mean squared error over the draws [f*^2]."""
     iterate_gap: Float[Array, ""]

@@ -40,7 +40,7 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     num_shards: int = eqx.field(static=True, default=20)
-    """Shards of the batch, each with a perturbation of its own; n: one an example."""
+    """Number of shards of the batch, each with its own perturbation, at most n."""
     rho: Hyper = 0.1
     """Perturbation a gradient; 0 is gradient descent [1]."""
     alpha: Hyper = 0.1
@@ -48,13 +48,13 @@ class HParams(eqx.Module):
     eta: Hyper = 0.02
     """Step size [1]."""
     num_steps: int = eqx.field(static=True, default=20_000)
-    """Steps taken."""
+    """Number of steps taken."""
     num_examples: int = eqx.field(static=True, default=20)
-    """Examples n."""
+    """Number of examples n."""
     size: int = eqx.field(static=True, default=30)
-    """Dimensions d."""
+    """Number of dimensions d."""
     num_nonzero: int = eqx.field(static=True, default=3)
-    """True weights that are 1; the others are 0."""
+    """Number of true weights that are 1; the others are 0."""
 
 
 class Metrics(eqx.Module):

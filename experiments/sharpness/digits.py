@@ -42,13 +42,13 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     num_shards: int = eqx.field(static=True, default=1)
-    """Shards of a batch, each with a perturbation of its own."""
+    """Number of shards of a batch, each with a perturbation of its own."""
     rho: Hyper = 0.1
     """Radius of the perturbation; 0 is SGD [norm of the parameters]."""
     learning_rate: Hyper = 0.1
     """At the start; it falls to 0 as a cosine [1]."""
     momentum: Hyper = 0.9
-    """Of SGD [1]."""
+    """Momentum of SGD [1]."""
     label_noise: Hyper = 0.2
     """Share of the training labels that are redrawn [1]."""
     num_epochs: int = eqx.field(static=True, default=60)

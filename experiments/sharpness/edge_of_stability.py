@@ -43,13 +43,13 @@ class HParams(eqx.Module):
     rho: Hyper = 0.0
     """Perturbation a gradient; 0 is gradient descent [1]."""
     num_steps: int = eqx.field(static=True, default=4000)
-    """Steps taken."""
+    """Number of steps taken."""
     num_train: int = eqx.field(static=True, default=200)
-    """Digits to learn."""
+    """Number of digits to learn."""
     width: int = eqx.field(static=True, default=32)
-    """Units of both hidden layers."""
+    """Number of units of both hidden layers."""
     scale: Hyper = 0.5
-    """Of the initial weights, over He's [1]."""
+    """Size of the initial weights over He's [1]."""
 
 
 class Metrics(eqx.Module):

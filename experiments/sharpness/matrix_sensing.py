@@ -78,7 +78,7 @@ class Metrics(eqx.Module):
     rate: Float[Array, ""]
     """Decay of log imbalance a step, in the second half [1]."""
     predicted_rate: Float[Array, ""]
-    """Of normalized SAM with all entries; 0 of other methods [1]."""
+    """Rate of normalized SAM with all entries; 0 of other methods [1]."""
     cycle_error: Float[Array, ""]
     """sqrt(2) times the radius of the 2-cycle, the error that it leaves [||M||]."""
 

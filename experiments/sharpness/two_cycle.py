@@ -38,9 +38,9 @@ class HParams(eqx.Module):
     eta: Hyper = 0.5
     """Step size [1/lambda_1]."""
     num_steps: int = eqx.field(static=True, default=4000)
-    """Steps taken."""
+    """Number of steps taken."""
     size: int = eqx.field(static=True, default=10)
-    """Dimensions."""
+    """Number of dimensions."""
 
 
 class Metrics(eqx.Module):
@@ -49,7 +49,7 @@ class Metrics(eqx.Module):
     norm: Float[Array, " step"]
     """||w|| [1]."""
     radius: Float[Array, ""]
-    """Predicted of the cycle [1]."""
+    """Predicted radius of the cycle [1]."""
     last_norm: Float[Array, ""]
     """||w|| after the last step [1]."""
     turn: Float[Array, ""]
