@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
 from jaxlr import covariance, gp, sensing
-from jaxlr.core import Claim, Experiment
+from jaxlr.core import Claim, Experiment, lbfgs, multistart
 from jaxlr.data import photograph
 
 
@@ -129,7 +129,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         "noise": jnp.log(jnp.asarray(1e-3)),
     }
     starts = jax.tree.map(lambda x: x[None], init)
-    fitted = gp.fit(loss, starts, max_num_steps=hparams.num_steps)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
     logs = fitted.params
     noise = jnp.exp(logs["noise"]) + FLOOR
     posterior = process(logs, seen).posterior(y)
