@@ -36,7 +36,7 @@ class Kernel(eqx.Module):
 
     @property
     def max_order(self) -> int:
-        """The highest derivative that exists everywhere, or 4."""
+        """Order of the highest derivative that exists everywhere, at most 4."""
         return 4
 
     def __call__(
@@ -45,8 +45,8 @@ class Kernel(eqx.Module):
         """The derivative d^order k / d tau^order, in closed form, elementwise.
 
         Args:
-            difference: tau.
-            order: 0 for the value. Static.
+            difference: Differences tau of two points, of any shape.
+            order: Order of the derivative, 0 for the value. Static.
 
         Returns:
             An array of the shape of `difference`; the limit at tau = 0, where gradients
@@ -55,11 +55,7 @@ class Kernel(eqx.Module):
         Raises:
             ValueError: Unless `order` is an integer in 0..`max_order`.
         """
-        if not isinstance(order, int) or not 0 <= order <= self.max_order:
-            raise ValueError(
-                f"`order` must be in 0..{self.max_order}, the derivatives that "
-                f"{type(self).__name__} has, got {order!r}."
-            )
+        order = checks.count("order", order, least=0, most=self.max_order)
         dtype = jnp.result_type(float, difference)
         return self._derivative(jnp.asarray(difference, dtype), order)
 
@@ -85,7 +81,7 @@ class _Pair(Kernel):
 
     @property
     def max_order(self) -> int:
-        """The lower one of the two."""
+        """The lower order of the two kernels."""
         return min(self.first.max_order, self.second.max_order)
 
 
@@ -93,8 +89,8 @@ class Sum(_Pair):
     """k1 + k2, what `+` makes.
 
     Attributes:
-        first: k1.
-        second: k2.
+        first: Kernel k1.
+        second: Kernel k2.
     """
 
     def _derivative(self, tau, order):
@@ -105,8 +101,8 @@ class Product(_Pair):
     """k1 k2, what `*` makes.
 
     Attributes:
-        first: k1.
-        second: k2.
+        first: Kernel k1.
+        second: Kernel k2.
     """
 
     def _derivative(self, tau, order):
@@ -117,8 +113,8 @@ class Scaled(Kernel):
     """variance * k, what `*` makes of a number.
 
     Attributes:
-        variance: >= 0, the square of the units of what is modeled.
-        kernel: k.
+        variance: Factor >= 0, in the square of the units of what is modeled.
+        kernel: Kernel k that it multiplies.
     """
 
     variance: Parameter = eqx.field(metadata=LOG_SCALE)
@@ -133,7 +129,7 @@ class Scaled(Kernel):
 
     @property
     def max_order(self) -> int:
-        """That of k."""
+        """The order of the kernel that is scaled."""
         return self.kernel.max_order
 
     def _derivative(self, tau, order):
@@ -141,7 +137,7 @@ class Scaled(Kernel):
 
 
 def leibniz(f, g, tau, order):
-    """The derivative of a product."""
+    """The derivative of the product of f and g, each called with tau and an order."""
     total = f(tau, 0) * g(tau, order)
     for i in range(1, order + 1):
         total = total + math.comb(order, i) * f(tau, i) * g(tau, order - i)

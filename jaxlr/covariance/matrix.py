@@ -1,11 +1,11 @@
 """Matrices of covariances, whole or by their first column."""
 
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 import numpy as np
 
+from jaxlr.core import checks
 from jaxlr.covariance.kernel import Kernel, Parameter
 
 
@@ -18,10 +18,11 @@ def gram(
     """Covariances d^a/dx^a d^b/dy^b k(x_i - y_j) of a-th and b-th derivatives.
 
     Args:
-        kernel: k.
-        x: Points.
-        y: Points; None stands for x.
-        orders: (a, b), whose sum the kernel's `max_order` bounds. Static.
+        kernel: Kernel k, whose hyper-parameters are numbers.
+        x: Points of the rows.
+        y: Points of the columns; None stands for x.
+        orders: Orders (a, b) of the derivatives along rows and columns; the kernel's
+            `max_order` bounds their sum. Static.
 
     Returns:
         (-1)^b k^(a+b)(x_i - y_j).
@@ -36,9 +37,7 @@ def gram(
             raise ValueError(
                 f"`{name}` must be a vector of points, got shape {jnp.shape(points)}."
             )
-    a, b = orders
-    if a < 0 or b < 0:
-        raise ValueError(f"`orders` must be two integers >= 0, got {orders}.")
+    a, b = (checks.count(f"orders[{i}]", orders[i], least=0) for i in (0, 1))
     check_scalar(kernel)
     return (-1) ** b * kernel(jnp.asarray(x)[:, None] - jnp.asarray(y), a + b)
 
@@ -52,20 +51,26 @@ def toeplitz_column(
     ones: `gram(kernel, grid, orders=(order, 0))[i, j]` is entry i - j.
 
     Args:
-        kernel: k.
-        spacing: Between neighbors, in the units of x.
-        num: Points. Static.
-        order: Of the derivative. Static.
+        kernel: Kernel k, whose hyper-parameters are numbers.
+        spacing: Distance of neighbors, in the units of x.
+        num: Number of points on the grid. Static.
+        order: Order of the derivative. Static.
 
     Raises:
-        ValueError: Unless hyper-parameters are numbers.
+        ValueError: Unless hyper-parameters are numbers, `num` an integer >= 1, and the
+            order one that the kernel has.
     """
+    num = checks.count("num", num)
+    order = checks.count("order", order, least=0, most=kernel.max_order)
     check_scalar(kernel)
     return kernel(spacing * jnp.arange(num), order)
 
 
 def regular_spacing(x: Num[ArrayLike, " n"]) -> Float[Array, ""]:
     """The distance between neighbors of a regular grid.
+
+    Args:
+        x: Points of the grid.
 
     Raises:
         ValueError: Unless `x` is a vector of two points or more that, where they are
@@ -76,7 +81,7 @@ def regular_spacing(x: Num[ArrayLike, " n"]) -> Float[Array, ""]:
         raise ValueError(
             f"A grid must be a vector of 2 points or more, got shape {jnp.shape(x)}."
         )
-    if not isinstance(x, Tracer):
+    if checks.known(x):
         points = np.asarray(x)
         wide = points.astype(np.float64)
         step = (wide[-1] - wide[0]) / (len(wide) - 1)
@@ -98,6 +103,9 @@ def regular_spacing(x: Num[ArrayLike, " n"]) -> Float[Array, ""]:
 
 def check_scalar(kernel: Kernel) -> None:
     """Matrices need a kernel of one number at one difference.
+
+    Args:
+        kernel: Kernel to be checked; its hyper-parameters may be traced.
 
     Raises:
         ValueError: If hyper-parameters are arrays that give several.

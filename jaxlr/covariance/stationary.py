@@ -19,7 +19,7 @@ class SquaredExponential(Kernel):
     """exp(-tau^2 / (2 ell^2)).
 
     Attributes:
-        lengthscale: ell > 0.
+        lengthscale: Lengthscale ell > 0, in the units of x.
     """
 
     lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
@@ -38,8 +38,8 @@ class RationalQuadratic(Kernel):
     """(1 + tau^2 / (2 alpha ell^2))^-alpha: squared exponentials of many lengthscales.
 
     Attributes:
-        lengthscale: ell > 0.
-        alpha: > 0; the larger, the closer they are to each other.
+        lengthscale: Lengthscale ell > 0, in the units of x.
+        alpha: Exponent > 0; the larger, the closer the lengthscales are to each other.
     """
 
     lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
@@ -63,21 +63,20 @@ class Matern(Kernel):
     """The Matern covariance: paths with fewer than nu derivatives, `max_order` of k.
 
     Attributes:
-        lengthscale: ell > 0.
-        nu: 0.5, 1.5 or 2.5; derivatives of k to the order 0, 2 or 4. Static.
+        lengthscale: Lengthscale ell > 0, in the units of x.
+        nu: Smoothness 0.5, 1.5 or 2.5: derivatives of k to the order 0, 2 or 4. Static.
     """
 
     lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
     nu: float = eqx.field(static=True, default=2.5)
 
     def __check_init__(self):
-        if self.nu not in (0.5, 1.5, 2.5):
-            raise ValueError(f"`nu` must be 0.5, 1.5 or 2.5, got {self.nu!r}.")
+        checks.choice("nu", self.nu, (0.5, 1.5, 2.5))
         checks.positive("lengthscale", self.lengthscale)
 
     @property
     def max_order(self) -> int:
-        """Twice the derivatives of a path."""
+        """Twice the number of derivatives that a path has."""
         return round(2 * self.nu) - 1
 
     def _derivative(self, tau, order):
@@ -103,8 +102,8 @@ class Periodic(Kernel):
     """exp(-2 sin^2(pi tau / p) / ell^2).
 
     Attributes:
-        period: p > 0, in the units of x.
-        lengthscale: ell > 0, a number.
+        period: Period p > 0, in the units of x.
+        lengthscale: Lengthscale ell > 0, without units.
     """
 
     period: Parameter = eqx.field(metadata=LOG_SCALE)
@@ -137,10 +136,12 @@ class SpectralMixture(Kernel):
     times the memory of its argument while it is differentiated.
 
     Attributes:
-        log_weights: log w. A flat prior on it is p(w) ~ 1 / w, which prunes.
-        rates: rho > 0, in the units of x to the power -2 ("gaussian") or -1.
-        frequencies: mu, in periods for a unit of x.
-        component: "gaussian" or "student". Static.
+        log_weights: Logarithms of the weights w. A flat prior on them is p(w) ~ 1 / w,
+            which prunes.
+        rates: Rates rho > 0, in the units of x to the power -2 ("gaussian") or -1.
+        frequencies: Frequencies mu, in periods for a unit of x; held where the others
+            are trained.
+        component: Form of h, "gaussian" or "student". Static.
 
     References:
         Fang, Cooley, Long, Li, Kirby, Zhe. "Solving High Frequency and Multi-Scale PDEs

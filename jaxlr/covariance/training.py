@@ -77,7 +77,11 @@ def unconstrain(kernel: _T, dtype: DTypeLike | None = None) -> _T:
 
 
 def constrain(params: _T) -> _T:
-    """The kernel that `unconstrain` was given."""
+    """The kernel that `unconstrain` was given.
+
+    Args:
+        params: What `unconstrain` has made of a kernel, or of a pytree of them.
+    """
 
     def of(way, x):
         return jnp.exp(x) if way == LOG else x
@@ -86,7 +90,11 @@ def constrain(params: _T) -> _T:
 
 
 def hold(params: _T) -> _T:
-    """The same, whose held hyper-parameters have no derivative: no step moves them."""
+    """The same, whose held hyper-parameters have no derivative: no step moves them.
+
+    Args:
+        params: A kernel, a pytree of kernels, or what `unconstrain` has made of them.
+    """
 
     def of(way, x):
         return lax.stop_gradient(x) if way == FIXED else x

@@ -15,8 +15,8 @@ class WeeklyRecord(NamedTuple):
     """A number for each week of several years.
 
     Attributes:
-        values: NaN where nothing was measured.
-        times: In years from the beginning of the first one.
+        values: What was measured, NaN where nothing was.
+        times: Time of each week, in years from the beginning of the first one.
     """
 
     values: Float[np.ndarray, "year week"]

@@ -22,7 +22,7 @@ class Digits(NamedTuple):
         labels: The digits that they are said to show, some of them wrong.
         is_redrawn: Which labels were redrawn (one in ten of those by chance rightly).
         test_x: Other images.
-        test_labels: Their digits, all right.
+        test_labels: Digits that those show, all right.
     """
 
     x: Float[Array, "n 64"]
@@ -37,9 +37,9 @@ class SequentialDigits(NamedTuple):
 
     Attributes:
         x: Training sequences, pixels from 0 to 1.
-        labels: Their digits.
+        labels: Digits that the training sequences show.
         test_x: Other sequences.
-        test_labels: Their digits.
+        test_labels: Digits that those show.
     """
 
     x: Float[np.ndarray, "n 64 1"]
@@ -109,8 +109,10 @@ def sequential_digits(*, seed: int = 0) -> SequentialDigits:
         seed: Draws the split: 1437 digits (80 %) to train on, 360 to test with.
 
     Raises:
+        ValueError: Unless `seed` is an integer >= 0.
         ImportError: Without scikit-learn.
     """
+    seed = checks.count("seed", seed, least=0)
     pixels, target = _load("sequential_digits")
     x, labels = pixels.astype(np.float32)[:, :, None], target.astype(np.int32)
     order = np.random.default_rng(seed).permutation(len(x))

@@ -22,8 +22,8 @@ class Signals(NamedTuple):
     """Signals with labels.
 
     Attributes:
-        x: L steps of `channels` numbers each.
-        labels: From 0.
+        x: Signals of L steps with `channels` numbers each.
+        labels: Class of each signal, counted from 0.
     """
 
     x: Float[np.ndarray, "n L channels"]
@@ -128,14 +128,15 @@ def read_listops(
         directory: The folder with `basic_train.tsv`, `basic_val.tsv`,
             `basic_test.tsv`: columns Source and Target, words between spaces.
         split: "train", "valid" or "test".
-        max_length: L, no less than the tokens of any expression, which are counted
-            without parentheses.
+        max_length: Width L of the array, no less than the number of tokens of any
+            expression, parentheses not counted.
 
     Raises:
         ValueError: For an unknown `split`, an unknown word, an expression that is too
             long, or another file than the above.
         FileNotFoundError: Without the file.
     """
+    max_length = checks.count("max_length", max_length)
     names = {"train": "basic_train.tsv", "valid": "basic_val.tsv"}
     name = _of_split(split, names | {"test": "basic_test.tsv"})
     [path] = _held(directory, [name])
@@ -179,7 +180,7 @@ def read_text(
         directory: The folder `aclImdb` with `train` and `test`, of folders `neg` and
             `pos` of files `*.txt`, which are read in the order of their names.
         split: "train" or "test", 25 000 reviews each; LRA has no third.
-        max_length: L; what is longer is cut.
+        max_length: Width L of the array; what is longer is cut.
 
     Returns:
         Tokens are 1 + byte: 256 of them with the padding; all negative reviews
@@ -194,6 +195,7 @@ def read_text(
         Andrew L. Maas et al., *Learning Word Vectors for Sentiment Analysis*, 2011,
         ACL.
     """
+    max_length = checks.count("max_length", max_length)
     names = _of_split(split, {s: [f"{s}/neg", f"{s}/pos"] for s in ("train", "test")})
     rows, labels = [], []
     for label, folder in enumerate(_held(directory, names)):
@@ -214,7 +216,7 @@ def read_retrieval(
         directory: The folder with `new_aan_pairs.train.tsv`, `.eval.tsv`, `.test.tsv`:
             columns label, two names, two texts; without a header.
         split: "train", "valid" or "test".
-        max_length: L; what is longer is cut.
+        max_length: Width L of the array; what is longer is cut.
 
     Returns:
         tokens (n, 2, L) with the token 1 + byte, lengths (n, 2), labels 0 or 1. The
@@ -230,6 +232,7 @@ def read_retrieval(
         Dragomir R. Radev, Pradeep Muthukrishnan, Vahed Qazvinian, *The ACL Anthology
         Network Corpus*, 2009, ACL.
     """
+    max_length = checks.count("max_length", max_length)
     part = _of_split(split, {"train": "train", "valid": "eval", "test": "test"})
     [path] = _held(directory, [f"new_aan_pairs.{part}.tsv"])
     rows, labels = [], []

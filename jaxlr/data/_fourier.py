@@ -43,9 +43,9 @@ def fourier_noise(
 
     Args:
         x: Sequences; the axis before the last is the length.
-        frequency: f [cycles per step], 0 to 0.5.
-        amplitude: In the units of `x`.
-        phase: In radians.
+        frequency: Frequency f of the sine [cycles per step], 0 to 0.5.
+        amplitude: Amplitude of the sine, in the units of `x`.
+        phase: Phase of the sine at step 0, in radians.
 
     Returns:
         Like `x`, in its dtype; O(size of x).
@@ -95,12 +95,12 @@ def fourier_modes(
     it shows whether it learnt the signals or their frequencies.
 
     Args:
-        key: Of p and q, whatever the modes: other modes with the same key differ in
+        key: Draws p and q, whatever the modes: other modes with the same key differ in
             frequency alone.
-        num: Signals.
-        length: L, steps of each.
+        num: Number of signals. Static.
+        length: Number of steps L of each signal. Static.
         modes: Frequencies [cycles per step], 0 to 0.5.
-        horizon: How many steps ahead the target is, at least 1.
+        horizon: How many steps ahead the target is, at least 1. Static.
 
     Returns:
         Inputs and targets; O(num L J) flops, O((num + J) L) memory.

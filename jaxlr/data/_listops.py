@@ -30,7 +30,7 @@ class Tokens(NamedTuple):
         tokens: Rows padded with 0 on the right; L is the longest length allowed. Tasks
             with two documents a sample have an axis for them.
         lengths: Tokens of each row before the padding.
-        labels: From 0.
+        labels: Class of each sample, counted from 0.
     """
 
     tokens: UInt8[np.ndarray, "n *documents L"]
@@ -39,7 +39,13 @@ class Tokens(NamedTuple):
 
 
 class ListOpsSplits(NamedTuple):
-    """Samples to train on, to choose hyper-parameters by, and to test with."""
+    """Three sets of samples, none of which is in two of them.
+
+    Attributes:
+        train: Samples to train on.
+        valid: Samples to choose hyper-parameters by.
+        test: Samples to test with.
+    """
 
     train: Tokens
     valid: Tokens
@@ -193,14 +199,14 @@ def listops(
         directory: Where a file of the data is kept and looked for, 2 kB a sample at
             the default lengths; its name holds a digest of the arguments, so that other
             arguments never read it. None keeps none.
-        seed: Of all draws.
-        min_length: Tokens that are too few.
-        max_length: Tokens that are too many; the width L of the arrays.
+        seed: Seed of all draws.
+        min_length: Number of tokens that is too few.
+        max_length: Number of tokens that is too many; the width L of the arrays.
         max_depth: Largest depth, where all nodes are digits.
-        max_args: Most arguments of an operator.
-        num_train: Training samples.
-        num_valid: Validation samples.
-        num_test: Test samples.
+        max_args: Largest number of arguments of an operator.
+        num_train: Number of training samples.
+        num_valid: Number of validation samples.
+        num_test: Number of test samples.
 
     Returns:
         The splits, tokens as in `LISTOPS_VOCABULARY`, labels 0..9. About 4 kB of
@@ -217,17 +223,14 @@ def listops(
         Yi Tay et al., *Long Range Arena: A Benchmark for Efficient Transformers*, 2020,
         arXiv:2011.04006.
     """
-    for name, value, least in (
-        ("seed", seed, 0),
-        ("min_length", min_length, 0),
-        ("max_length", max_length, min_length + 2),
-        ("max_depth", max_depth, 1),
-        ("max_args", max_args, 2),
-        ("num_train", num_train, 1),
-        ("num_valid", num_valid, 1),
-        ("num_test", num_test, 1),
-    ):
-        checks.count(name, value, least=least)
+    seed = checks.count("seed", seed, least=0)
+    min_length = checks.count("min_length", min_length, least=0)
+    max_length = checks.count("max_length", max_length, least=min_length + 2)
+    max_depth = checks.count("max_depth", max_depth)
+    max_args = checks.count("max_args", max_args, least=2)
+    num_train = checks.count("num_train", num_train)
+    num_valid = checks.count("num_valid", num_valid)
+    num_test = checks.count("num_test", num_test)
     config = json.dumps(
         {
             "format": 1,

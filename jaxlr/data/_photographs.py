@@ -36,8 +36,7 @@ def photograph(name: str, size: int = 256) -> Float[Array, "{size} {size}"]:
     color = load_sample_image(f"{name}.jpg").astype(np.float64) / 255
     luma = color @ np.array([0.299, 0.587, 0.114])
     side = min(luma.shape)
-    if not 1 <= size <= side:
-        raise ValueError(f"`size` must be in 1..{side}, got {size}.")
+    size = checks.count("size", size, most=side)
     top, left = ((n - side) // 2 for n in luma.shape)
     square = Image.fromarray(
         luma[top : top + side, left : left + side].astype(np.float32)

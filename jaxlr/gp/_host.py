@@ -4,19 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 import numpy as np
 
-from jaxlr.core import compat
+from jaxlr.core import checks, compat
 from jaxlr.covariance import gram, Kernel
 from jaxlr.gp.coregionalization import Coregionalization
 
 
 def on_host(fun: Callable[..., Any], *args: Any) -> Any:
     """`fun(*args)` as NumPy arrays, in float64, unless something in args is traced."""
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves(args)):
+    if not checks.known(args):
         return fun(*jax.tree.map(jnp.asarray, args))
     with compat.x64(True), jax.ensure_compile_time_eval():
         return jax.tree.map(np.asarray, fun(*jax.tree.map(_wide, args)))
@@ -27,15 +26,15 @@ def _wide(x):
     return jnp.asarray(x, float if is_real else None)
 
 
-def known(x: Any) -> Any:
-    """A NumPy array, or what is traced."""
-    return x if isinstance(x, Tracer) else np.asarray(x)
+def as_known(x: Any) -> Any:
+    """A NumPy array, or what is traced as it is."""
+    return np.asarray(x) if checks.known(x) else x
 
 
 def covariance(
     kernel: Kernel | Coregionalization, x: Num[Array, " n"], y: Num[Array, " m"]
 ) -> Float[Array, "n m"]:
-    """Covariances of points of one axis."""
+    """Covariances of points of one axis, which may be one of outputs."""
     if isinstance(kernel, Coregionalization):
         return kernel.gram(_outputs(x), _outputs(y))
     return gram(kernel, x, y)
@@ -49,7 +48,7 @@ def _outputs(x):
 def variance(
     kernel: Kernel | Coregionalization, x: Num[Array, " n"]
 ) -> Float[Array, " n"]:
-    """Variances at points of one axis."""
+    """Variances at points of one axis, which may be one of outputs."""
     if isinstance(kernel, Coregionalization):
         return kernel.variance(_outputs(x))
     return kernel(jnp.zeros(jnp.shape(x)))

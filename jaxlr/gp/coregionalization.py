@@ -1,11 +1,10 @@
 """Covariances among outputs, which are an axis of the grid like any other."""
 
 import equinox as eqx
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
-import numpy as np
 
+from jaxlr.core import checks
 from jaxlr.linalg import matmul
 
 
@@ -16,8 +15,8 @@ class Coregionalization(eqx.Module):
     is the intrinsic coregionalization model B (x) K.
 
     Attributes:
-        factor: F of rank r, in the units of the outputs, shape (T, r).
-        diagonal: v >= 0, what each output has of its own, in their squares.
+        factor: Factor F of rank r, in the units of the outputs.
+        diagonal: Variances v >= 0 that each output has of its own, in their squares.
 
     Raises:
         ValueError: Unless `factor` is a matrix with a row for each entry of `diagonal`,
@@ -38,18 +37,24 @@ class Coregionalization(eqx.Module):
                 "`factor` must be a matrix with a row for each entry of the vector "
                 f"`diagonal`, got shapes {shapes[0]} and {shapes[1]}."
             )
-        if not isinstance(self.diagonal, Tracer) and not np.all(
-            np.asarray(self.diagonal) >= 0
-        ):
-            raise ValueError(f"`diagonal` must be >= 0, got {self.diagonal}.")
+        checks.positive("diagonal", self.diagonal, or_zero=True)
 
     def gram(self, x: Int[Array, " n"], y: Int[Array, " m"]) -> Float[Array, "n m"]:
-        """Covariances B_{x_i y_j} of outputs."""
+        """Covariances B_{x_i y_j} of outputs.
+
+        Args:
+            x: Outputs of the rows, counted from 0.
+            y: Outputs of the columns; those that do not exist give NaN.
+        """
         same = jnp.where(x[:, None] == y, _rows(self.diagonal, x)[:, None], 0)
         return matmul(_rows(self.factor, x), _rows(self.factor, y).T) + same
 
     def variance(self, x: Int[Array, " n"]) -> Float[Array, " n"]:
-        """Variances B_{x_i x_i}."""
+        """Variances B_{x_i x_i} of outputs.
+
+        Args:
+            x: Outputs, counted from 0; those that do not exist give NaN.
+        """
         return jnp.sum(_rows(self.factor, x) ** 2, 1) + _rows(self.diagonal, x)
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num
 import numpy as np
 
+from jaxlr.core import checks
 from jaxlr.core.derivatives import refuse
 from jaxlr.core.loop import Status
 from jaxlr.covariance import Kernel
 from jaxlr.gp import _partial
 from jaxlr.gp._evidence import Evidence, evidence
-from jaxlr.gp._host import covariance, known, on_host
+from jaxlr.gp._host import as_known, covariance, on_host
 from jaxlr.gp._partial import GridInfo, Settings, System
 from jaxlr.gp.coregionalization import Coregionalization
 from jaxlr.gp.posterior import Posterior
@@ -46,18 +46,18 @@ class GridGP(eqx.Module):
     of what was observed and return a status.
 
     Attributes:
-        kernels: One an axis; `Coregionalization` for an axis of outputs.
+        kernels: Kernels, one for each axis; `Coregionalization` for one of outputs.
         grid: The points of each axis, all different, in its units.
         noise: Variances, > 0, in the square of the units of y: a number; a tuple of
             vectors, one an axis, which multiply; or an array of the grid's shape, which
             may be anything where nothing was observed.
-        kept: Of each axis, the rows with an observation.
+        kept: The rows of each axis that have an observation.
         missing: Flat indices of gaps in the grid of those rows.
-        tolerance: Of ||A x - y|| / ||y||, A the covariance of what was observed. None:
-            1e-10 in float64, 1e-5 in float32.
-        max_steps: Of conjugate gradients.
-        max_dense: Traces and determinants of at most so many points are exact: the
-            gaps; with an array of noise all points of the grid.
+        tolerance: Bound on ||A x - y|| / ||y||, A the covariance of what was observed.
+            None stands for 1e-10 in float64 and 1e-5 in float32. Static.
+        max_steps: Bound on the steps of conjugate gradients. Static.
+        max_dense: Number of points up to which traces and determinants are exact: the
+            gaps; with an array of noise all points of the grid. Static.
 
     References:
         Saatci. "Scalable Inference for Structured Gaussian Process Models". 2011.
@@ -90,14 +90,14 @@ class GridGP(eqx.Module):
         """Checks what is known, and finds the gaps.
 
         Args:
-            kernels: See the class.
-            grid: See the class.
-            noise: See the class.
+            kernels: Kernels, one for each axis, as the class has them.
+            grid: The points of each axis, all different, in its units.
+            noise: Variances of the noise, in one of the three forms of the class.
             mask: True where y is observed; known, not traced, since the number of gaps
-                is a shape. None: everywhere.
-            tolerance: See the class.
-            max_steps: See the class.
-            max_dense: See the class.
+                is a shape. None stands for everywhere.
+            tolerance: Bound on the relative residual, as the class has it, or None.
+            max_steps: Bound on the steps of conjugate gradients. Static.
+            max_dense: Number of points up to which the class works exactly. Static.
 
         Raises:
             ValueError: If kernels and axes are not as many; if points repeat; on noise
@@ -106,7 +106,7 @@ class GridGP(eqx.Module):
                 that are not positive.
         """
         self.kernels = tuple(kernels)
-        self.grid = tuple(map(known, grid))
+        self.grid = tuple(map(as_known, grid))
         if not self.kernels or len(self.kernels) != len(self.grid):
             raise ValueError(
                 "`kernels` must be as many as the axes of `grid`, one or more, got "
@@ -116,14 +116,12 @@ class GridGP(eqx.Module):
             _check_axis(d, axis, self.kernels[d])
         self.kept, self.missing = _gaps(mask, self.shape)
         _check_noise(noise, self.shape, mask)
-        self.noise = jax.tree.map(known, noise)
-        for name, value in (("max_steps", max_steps), ("max_dense", max_dense)):
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"`{name}` must be an integer >= 0, got {value!r}.")
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"`tolerance` must be > 0, got {tolerance!r}.")
-        self.tolerance, self.max_steps = tolerance, max_steps
-        self.max_dense = max_dense
+        self.noise = jax.tree.map(as_known, noise)
+        self.max_steps = checks.count("max_steps", max_steps, least=0)
+        self.max_dense = checks.count("max_dense", max_dense, least=0)
+        if tolerance is not None:
+            checks.positive("tolerance", tolerance)
+        self.tolerance = tolerance
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,7 +132,7 @@ class GridGP(eqx.Module):
         """A^-1 y, A the covariance of what was observed.
 
         Args:
-            y: On the grid; anything, NaN too, where nothing was observed.
+            y: Data on the grid; anything, NaN too, where nothing was observed.
 
         Returns:
             `(x, info)`: x on the grid, 0 where nothing was observed, and how it went,
@@ -160,8 +158,8 @@ class GridGP(eqx.Module):
         """The log-density of y in nats, differentiable once in kernels, noise and y.
 
         Args:
-            y: On the grid; anything where nothing was observed.
-            key: For a stochastic log-determinant; see `evidence`.
+            y: Data on the grid; anything where nothing was observed.
+            key: Draws the probes of a stochastic log-determinant; see `evidence`.
 
         Returns:
             The value, NaN where `evidence` has not converged.
@@ -190,10 +188,10 @@ class GridGP(eqx.Module):
         where the value is one.
 
         Args:
-            y: On the grid; anything where nothing was observed.
-            key: Draws probes.
-            num_probes: p >= 2, static. The error falls as p^-1/2.
-            num_steps: Of Lanczos for each, static.
+            y: Data on the grid; anything where nothing was observed.
+            key: Draws the probes. None will do for an exact log-determinant.
+            num_probes: Number of probes p >= 2; the error falls as p^-1/2. Static.
+            num_steps: Number of Lanczos steps from each probe. Static.
 
         Raises:
             ValueError: If y has another shape, or without a key where one is needed.
@@ -209,7 +207,10 @@ class GridGP(eqx.Module):
                 f"`key` is needed: {system.free.size} gaps are more than `max_dense` "
                 f"{self.max_dense}, and their log-determinant is stochastic."
             )
-        settings = self.settings._replace(num_probes=num_probes, num_lanczos=num_steps)
+        settings = self.settings._replace(
+            num_probes=checks.count("num_probes", num_probes, least=2),
+            num_lanczos=checks.count("num_steps", num_steps),
+        )
         y = self._observed(y, system)
         factors = tuple(map(jnp.asarray, factors))
         return evidence(settings, system, key, factors, noise, y)
@@ -218,7 +219,7 @@ class GridGP(eqx.Module):
         """The process given y.
 
         Args:
-            y: On the grid; anything where nothing was observed.
+            y: Data on the grid; anything where nothing was observed.
 
         Returns:
             Its mean is differentiable in y, and with its variance in the points of
@@ -243,19 +244,28 @@ class GridGP(eqx.Module):
         return Settings(tolerance, self.max_steps, self.max_dense)
 
     def axis(self, d: int) -> Num[ArrayLike, " _"]:
-        """The kept points of one axis."""
+        """The points of one axis that are kept.
+
+        Args:
+            d: Number of the axis, counted from 0.
+        """
+        d = checks.count("d", d, least=0, most=len(self.grid) - 1)
         axis, kept = self.grid[d], self.kept[d]
         return axis if len(kept) == len(axis) else axis[kept]
 
     def take(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """From the grid to kept rows."""
+        """The part of an array on kept rows.
+
+        Args:
+            x: Array on the grid, or one that is on kept rows already.
+        """
         is_whole = x.shape == tuple(map(len, self.kept))
         return x if is_whole else x[jnp.ix_(*self.kept)]
 
     def _refusing(self):
         """The same, of which nothing can be differentiated in kernels and noise."""
         return jax.tree.map(
-            lambda x: refuse(_ONLY_EVIDENCE, x, x) if isinstance(x, Tracer) else x, self
+            lambda x: x if checks.known(x) else refuse(_ONLY_EVIDENCE, x, x), self
         )
 
     def _observed(self, y, system):
@@ -291,7 +301,7 @@ class GridGP(eqx.Module):
             _still, (self._factors(), roots, self._grid_noise())
         )
         factors, eig, maps, least, jitter = on_host(_decompose, factors, roots)
-        is_traced = isinstance(jitter, Tracer)
+        is_traced = not checks.known(jitter)
         if not is_traced and np.isnan(jitter).any():
             d = int(np.isnan(jitter).argmax())
             raise ValueError(
@@ -328,7 +338,7 @@ class GridGP(eqx.Module):
 
 
 def _still(x):
-    return jax.lax.stop_gradient(x) if isinstance(x, Tracer) else x
+    return x if checks.known(x) else jax.lax.stop_gradient(x)
 
 
 def _decompose(factors, roots):
@@ -358,7 +368,7 @@ def _check_axis(d, axis, kernel):
         raise ValueError(
             f"`grid[{d}]` must be a vector of points, got shape {jnp.shape(axis)}."
         )
-    if isinstance(axis, Tracer):
+    if not checks.known(axis):
         return
     points = np.asarray(axis)
     if len(np.unique(points)) < len(points) or not np.isfinite(points).all():
@@ -384,20 +394,16 @@ def _check_noise(noise, shape, mask):
             f"{jax.tree.map(jnp.shape, noise)}."
         )
     for w in jax.tree.leaves(noise):
-        if isinstance(w, Tracer):
-            continue
-        w = np.asarray(w)
-        if not isinstance(noise, tuple) and w.ndim and mask is not None:
-            w = w[np.asarray(mask)]
-        if not np.all((w > 0) & np.isfinite(w)):
-            raise ValueError(f"`noise` must be > 0 and finite, got {w.min()}.")
+        if not isinstance(noise, tuple) and jnp.ndim(w) and mask is not None:
+            w = np.asarray(w)[np.asarray(mask)] if checks.known(w) else w
+        checks.positive("noise", w)
 
 
 def _gaps(mask, shape):
     """Rows of each axis with an observation, and the gaps in their grid."""
     if mask is None:
         return tuple(map(np.arange, shape)), np.zeros(0, int)
-    if isinstance(mask, Tracer):
+    if not checks.known(mask):
         raise ValueError("`mask` must be known, not traced: its gaps fix shapes.")
     mask = np.asarray(mask)
     if mask.shape != shape or mask.dtype != bool or not mask.any():

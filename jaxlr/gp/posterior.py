@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, Key, Num
 
+from jaxlr.core import checks
 from jaxlr.core.loop import Status
 from jaxlr.gp import _partial
-from jaxlr.gp._host import covariance, known, on_host, variance
+from jaxlr.gp._host import as_known, covariance, on_host, variance
 from jaxlr.gp._partial import GridInfo, System
 from jaxlr.linalg import (
     Estimate,
@@ -29,9 +30,9 @@ class Prediction(NamedTuple):
     """The posterior at P points.
 
     Attributes:
-        mean: Of the process, in the units of y.
-        variance: Of the process, without noise, in their squares; NaN where conjugate
-            gradients did not converge.
+        mean: Mean of the process, in the units of y.
+        variance: Variance of the process, without noise, in their squares; NaN where
+            conjugate gradients did not converge.
     """
 
     mean: Float[Array, " P"]
@@ -42,10 +43,10 @@ class Posterior(eqx.Module):
     """The process of a `GridGP` given y; what `GridGP.posterior` returns.
 
     Attributes:
-        gp: The `GridGP`.
+        gp: The `GridGP` that was conditioned.
         system: The covariance of what was observed, ready to be solved with.
-        maps: Of each axis, from values of the kernel to the eigenbasis.
-        coefficients: Of the mean, in the eigenbasis.
+        maps: Matrices, one for each axis, from values of the kernel to the eigenbasis.
+        coefficients: Coefficients of the mean, in the eigenbasis.
         info: How the solve went: nothing below counts unless it has converged.
     """
 
@@ -97,9 +98,9 @@ class Posterior(eqx.Module):
         gaps alone, has a relative standard error of (2 / num_samples)^1/2.
 
         Args:
-            key: Draws samples.
-            num_samples: >= 2. Static; each costs a solve.
-            batch_size: Solved at once. Static.
+            key: Draws the samples.
+            num_samples: Number of samples, >= 2; each costs a solve. Static.
+            batch_size: Number of samples that are solved for at once. Static.
 
         Returns:
             Value and standard error, grids each; NaN if conjugate gradients did not
@@ -109,8 +110,8 @@ class Posterior(eqx.Module):
             ValueError: If `num_samples` is below 2 or `batch_size` below 1.
         """
         system, settings = self.system, self.gp.settings
-        if num_samples < 2:
-            raise ValueError(f"`num_samples` must be at least 2, got {num_samples}.")
+        num_samples = checks.count("num_samples", num_samples, least=2)
+        batch_size = checks.count("batch_size", batch_size)
 
         def draw(key):
             keys = jr.split(key)
@@ -138,9 +139,9 @@ class Posterior(eqx.Module):
         each and a solve.
 
         Args:
-            key: Draws them.
-            num_samples: Static.
-            batch_size: Solved at once. Static.
+            key: Draws the samples.
+            num_samples: Number of samples. Static.
+            batch_size: Number of samples that are solved for at once. Static.
 
         Returns:
             Samples, one after the other; one is NaN if its conjugate gradients did not
@@ -153,6 +154,8 @@ class Posterior(eqx.Module):
             Wilson, Borovitskiy, Terenin, Mostowsky, Deisenroth. "Efficiently Sampling
             Functions from Gaussian Process Posteriors". 2020. arXiv:2002.09309.
         """
+        num_samples = checks.count("num_samples", num_samples)
+        batch_size = checks.count("batch_size", batch_size)
         system, gp = self.system, self.gp
         rows = self._rows()
         halves = tuple(map(self._half, range(len(rows))))
@@ -178,23 +181,25 @@ class Posterior(eqx.Module):
         """The process at points off the grid.
 
         Args:
-            points: One a row; whole numbers where the axis is one of outputs.
-            batch_size: Points at once: memory of so many grids. Static.
+            points: Points, one in each row; whole numbers where the axis is one of
+                outputs.
+            batch_size: Number of points at once, and memory of so many grids. Static.
 
         Returns:
             Mean and variance. 4 N flops a point, and with gaps another solve each. The
             variance is a difference: its rounding is that of the prior's.
 
         Raises:
-            ValueError: Unless `points` has D columns.
+            ValueError: Unless `points` has D columns and `batch_size` is >= 1.
         """
+        batch_size = checks.count("batch_size", batch_size)
         system, gp = self.system, self.gp
         ndim = len(gp.grid)
         if jnp.ndim(points) != 2 or jnp.shape(points)[1] != ndim:
             raise ValueError(
                 f"`points` must have shape (P, {ndim}), got {jnp.shape(points)}."
             )
-        columns = list(known(points).T)
+        columns = list(as_known(points).T)
         rows = tuple(jnp.asarray(self._cross(d, x)) for d, x in enumerate(columns))
         prior = [
             jnp.asarray(on_host(variance, k, x))

@@ -1,19 +1,16 @@
 """From continuous to discrete time, once for every form of a model."""
 
-from typing import Literal, TypeAlias
+from typing import get_args, Literal, TypeAlias
 
 from jax import lax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Complex, Float, Inexact
 import numpy as np
 
-from jaxlr.core import errors
+from jaxlr.core import checks
 
 
 Discretization: TypeAlias = Literal["zoh", "bilinear"]
-
-_METHODS = ("zoh", "bilinear")
 
 
 def discretize(
@@ -27,13 +24,15 @@ def discretize(
     """Diagonal x' = lam x + b u as x_l = abar x_{l-1} + bbar u_l.
 
     Args:
-        lam: Eigenvalues; shapes broadcast.
-        b: Input vectors.
-        dt: Step, in the unit of time of 1 / lam.
-        method: `"zoh"`, the input held over a step: abar = e^z, bbar = (e^z - 1) / lam
-            b, z = dt lam, without cancellation. `"bilinear"`, the trapezoidal
-            rule: abar = (1 + z/2) / (1 - z/2), bbar = dt b / (1 - z/2).
+        lam: Eigenvalues of the systems; all shapes broadcast.
+        b: Input vectors of the systems.
+        dt: Length of a step, in the unit of time of 1 / lam.
+        method: How time is cut; with z = dt lam, `"zoh"`, the input held over a step:
+            abar = e^z, bbar = (e^z - 1) / lam b, without cancellation; `"bilinear"`,
+            the trapezoidal rule: abar = (1 + z/2) / (1 - z/2), bbar = dt b / (1 - z/2).
+            Static.
         allow_unstable: Whether known eigenvalues may have a real part of 0 or more.
+            Static.
 
     Returns:
         `(abar, bbar)`.
@@ -87,28 +86,17 @@ def check_system(
     """Refuse what `discretize` does.
 
     Raises:
-        ValueError: As `discretize`.
+        ValueError: For what `discretize` refuses.
     """
-    check_method(method)
-    if not isinstance(dt, Tracer) and not np.all(np.asarray(dt) > 0):
-        raise ValueError(f"`dt` must be positive, got {dt}.")
-    if not isinstance(lam, Tracer) and not allow_unstable:
+    checks.choice("method", method, get_args(Discretization))
+    checks.positive("dt", dt)
+    if checks.known(lam) and not allow_unstable:
         abscissa = np.max(np.real(np.asarray(lam)), initial=-np.inf)
         if not abscissa < 0:
             raise ValueError(
                 f"`lam` must have negative real parts, got {abscissa}; unstable "
                 "systems need `allow_unstable=True`."
             )
-
-
-def check_method(method: str) -> None:
-    """Refuse the name of no discretization.
-
-    Raises:
-        ValueError: For an unknown method.
-    """
-    if method not in _METHODS:
-        raise ValueError(errors.unknown("method", method, _METHODS))
 
 
 def _phi(z):

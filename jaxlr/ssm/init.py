@@ -4,17 +4,15 @@ Letters: n states. Computed on the host, in float64, as NumPy arrays; whoever bu
 model from them casts. Systems are x' = A x + B u, y = C x.
 """
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import get_args, Literal, NamedTuple, TypeAlias
 
 from jaxtyping import Complex, Float
 import numpy as np
 
-from jaxlr.core import errors
+from jaxlr.core import checks
 
 
 Kind: TypeAlias = Literal["legs", "lin", "inv", "inv2", "quad", "real", "random"]
-
-_KINDS = ("legs", "lin", "inv", "inv2", "quad", "real", "random")
 
 
 class DPLR(NamedTuple):
@@ -23,9 +21,9 @@ class DPLR(NamedTuple):
     Attributes:
         lam: Eigenvalues of the normal part A + P P^T: real parts -1/2, imaginary parts
             from the smallest to the largest, lam[n-1-i] the conjugate of lam[i].
-        p: V* P.
-        b: V* B; all positive, which fixes the phase of every column of V.
-        v: V. Row vectors C of outputs become C V.
+        p: Vector V* P of the term of rank one.
+        b: Input vector V* B; all positive, which fixes the phase of every column of V.
+        v: The matrix V of eigenvectors. Row vectors C of outputs become C V.
     """
 
     lam: Complex[np.ndarray, " n"]
@@ -55,8 +53,7 @@ def hippo_legs(n: int) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, " n"
         Gu, Dao, Ermon, Rudra, Re. "HiPPO: Recurrent Memory with Optimal Polynomial
         Projections". 2020. arXiv:2008.07669.
     """
-    if not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"`n` must be an integer >= 1, got {n!r}.")
+    n = checks.count("n", n)
     b = np.sqrt(2 * np.arange(n) + 1.0)
     return -np.tril(np.outer(b, b), -1) - np.diag(np.arange(n) + 1.0), b
 
@@ -77,7 +74,7 @@ def dplr_legs(n: int) -> DPLR:
         Gu, Goel, Re. "Efficiently Modeling Long Sequences with Structured State
         Spaces". 2021. arXiv:2111.00396.
     """
-    check_even(n)
+    n = even("n", n)
     a, b = hippo_legs(n)
     p = b / np.sqrt(2)
     frequency, v = np.linalg.eigh(-1j * (a + np.outer(p, p) + np.eye(n) / 2))
@@ -100,12 +97,13 @@ def s4d(
     Args:
         n: Number of states, even; the representatives k = 0..n/2-1 stand for
             themselves and for their conjugates, and real parts are -1/2.
-        kind: `"legs"`: the normal part of HiPPO-LegS, with half of its input vector,
-            so that the transfer function tends weakly to that of HiPPO-LegS.
-            Imaginary parts of the others: `"lin"`: pi k; `"inv"`: (n/pi)(n/(2k+1) - 1);
-            `"inv2"`: (n/pi)(n/(k+1) - 1); `"quad"`: (2k+1)^2 / pi; `"random"`: the
-            exponential of a standard normal. `"real"`: -(k+1), without any.
-        seed: Of `"random"`.
+        kind: Where eigenvalues are. `"legs"`: as in the normal part of HiPPO-LegS, with
+            half of its input vector, so that the transfer function tends weakly to that
+            of HiPPO-LegS. Imaginary parts of the others: `"lin"`: pi k; `"inv"`:
+            (n/pi)(n/(2k+1) - 1); `"inv2"`: (n/pi)(n/(k+1) - 1); `"quad"`:
+            (2k+1)^2 / pi; `"random"`: the exponential of a standard normal. `"real"`:
+            -(k+1), without any.
+        seed: Seed of the draws of `"random"`; no other kind uses it.
 
     Returns:
         `(lam, b)`: eigenvalues, Im >= 0; and input vectors, 1 for all but `"legs"`.
@@ -117,9 +115,8 @@ def s4d(
         Gu, Gupta, Goel, Re. "On the Parameterization and Initialization of Diagonal
         State Space Models". 2022. arXiv:2206.11893.
     """
-    check_even(n)
-    if kind not in _KINDS:
-        raise ValueError(errors.unknown("kind", kind, _KINDS))
+    n, seed = even("n", n), checks.count("seed", seed, least=0)
+    checks.choice("kind", kind, get_args(Kind))
     k = np.arange(n // 2)
     b = np.ones(n // 2, complex)
     if kind == "legs":
@@ -137,11 +134,17 @@ def s4d(
     return -0.5 + 1j * imag[kind], b
 
 
-def check_even(n: int) -> None:
-    """Refuse numbers of states that do not come in conjugate pairs.
+def even(name: str, n: int) -> int:
+    """A number of states that come in conjugate pairs.
+
+    Args:
+        name: Name of the argument, for the error.
+        n: Number of states.
 
     Raises:
         ValueError: Unless n is an even integer of at least 2.
     """
-    if not isinstance(n, int | np.integer) or n < 2 or n % 2:
-        raise ValueError(f"`n` must be an even integer >= 2, got {n!r}.")
+    n = checks.count(name, n, least=2)
+    if n % 2:
+        raise ValueError(f"`{name}` must be even, got {n}.")
+    return n

@@ -1,16 +1,14 @@
 """Perturb, then diagonalize: a nearby state matrix whose eigenvectors are tame."""
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import get_args, Literal, NamedTuple, TypeAlias
 
 from jaxtyping import Complex, Float
 import numpy as np
 
-from jaxlr.core import errors
+from jaxlr.core import checks
 
 
 Method: TypeAlias = Literal["rank1", "random", "optimized"]
-
-_METHODS = ("rank1", "random", "optimized")
 
 
 class PTDInfo(NamedTuple):
@@ -24,7 +22,7 @@ class PTDInfo(NamedTuple):
             outputs become C V.
         v_inv: Such rows of V^-1, halved where v is all of V: input matrices B become
             V^-1 B, to be read out by 2 Re.
-        e: E.
+        e: The perturbation E.
     """
 
     kappa: float
@@ -51,17 +49,18 @@ def ptd(
     Every E of spectral norm below 1/2 leaves HiPPO-LegS stable.
 
     Args:
-        a: A.
-        b: B.
-        method: `"rank1"`: E = t P P^T with P = B / sqrt 2, and B scaled by 1 - t/2,
-            for HiPPO-LegS; t = 1 is S4D-LegS, below it the transfer function converges
-            uniformly as n grows, and the condition tends to (2-t)/t.
+        a: The state matrix A.
+        b: The input vector B.
+        method: What E is. `"rank1"`: E = t P P^T with P = B / sqrt 2, and B scaled by
+            1 - t/2, for HiPPO-LegS; t = 1 is S4D-LegS, below it the transfer function
+            converges uniformly as n grows, and the condition tends to (2-t)/t.
             `"random"`: independent normal entries. `"optimized"`: from there, a local
             minimum of kappa + gamma ||E||_F.
-        t: Of `"rank1"`, in (0, 2).
-        eps: ||E|| / ||A||, of `"random"`, and where `"optimized"` starts.
-        gamma: Price of the perturbation, of `"optimized"`.
-        seed: Of the normal entries.
+        t: Size of the perturbation of `"rank1"`, in (0, 2).
+        eps: Size ||E|| / ||A|| of the perturbation of `"random"`, and of the one that
+            `"optimized"` starts from.
+        gamma: Price of the perturbation's norm beside the condition, for `"optimized"`.
+        seed: Seed of the normal entries.
         allow_unstable: Whether eigenvalues may have a real part of 0 or more.
 
     Returns:
@@ -83,16 +82,14 @@ def ptd(
         (`"random"`, `"optimized"`).
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    n = b.size
+    n, seed = b.size, checks.count("seed", seed, least=0)
     if b.ndim != 1 or a.shape != (n, n) or n < 1:
         raise ValueError(
             f"`a` must be (n, n) and `b` (n,), got shapes {a.shape} and {b.shape}."
         )
-    if method not in _METHODS:
-        raise ValueError(errors.unknown("method", method, _METHODS))
+    checks.choice("method", method, get_args(Method))
     if method == "rank1":
-        if not 0 < t < 2:
-            raise ValueError(f"`t` must be in (0, 2), got {t!r}.")
+        checks.within("t", t, 0, 2, ends="()")
         rank1 = np.outer(b, b) / 2
         skew = a + rank1 + np.eye(n) / 2
         if n % 2 or np.abs(skew + skew.T).max() > 1e-9 * np.abs(a).max():
@@ -102,9 +99,8 @@ def ptd(
             )
         e, b = t * rank1, (1 - t / 2) * b
     else:
-        for name, value in (("eps", eps), ("gamma", gamma)):
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"`{name}` must be positive, got {value!r}.")
+        checks.positive("eps", eps)
+        checks.positive("gamma", gamma)
         e = np.random.default_rng(seed).standard_normal((n, n))
         e *= eps * np.linalg.norm(a, 2) / np.linalg.norm(e, 2)
         if method == "optimized":

@@ -4,14 +4,15 @@ Letters: N conjugate representatives a channel, channels of any shape, L steps. 
 are y = K * u with K_l = 2 Re sum_n c_n bbar_n abar_n^l; `discretize` makes abar, bbar.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 from jax import lax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Inexact, Int, Real
-import numpy as np
 
 from jaxlr import kernels
+from jaxlr.core import checks
 from jaxlr.kernels.diagonal_scan import check_resets_and_lengths
 from jaxlr.linalg import matmul
 from jaxlr.ssm.discretize import check_system, Discretization, log_discretize
@@ -34,17 +35,19 @@ def kernel(
     Differentiable in reverse mode, and forward over that.
 
     Args:
-        lam: Eigenvalues.
-        b: Input vectors.
-        c: Output vectors.
-        dt: Steps, in the unit of time of 1 / lam.
-        length: L. Static.
-        method: As `discretize`. Static.
-        implementation: As `kernels.vandermonde`, whose cost and memory it has. Static.
-        allow_unstable: As `discretize`. Static.
+        lam: Eigenvalues of the systems, their representatives last.
+        b: Input vectors of the systems.
+        c: Output vectors of the systems.
+        dt: Length of a step of every channel, in the unit of time of 1 / lam.
+        length: Number L of entries. Static.
+        method: How time is cut: `"zoh"` or `"bilinear"`, as `discretize` tells. Static.
+        implementation: Which of those of `kernels.vandermonde`, which has the cost and
+            memory, to use; None for the best on the device. Static.
+        allow_unstable: Whether known eigenvalues may have a real part of 0 or more.
+            Static.
 
     Raises:
-        ValueError: As `discretize` and `kernels.vandermonde`.
+        ValueError: For what `discretize` and `kernels.vandermonde` refuse.
 
     References:
         Gu, Gupta, Goel, Re. "On the Parameterization and Initialization of Diagonal
@@ -71,8 +74,9 @@ def fft_conv(
     """y_l = sum_{j<=l} k_j u_{l-j} by FFT: O(L log L) flops, 6 L numbers a channel.
 
     Args:
-        u: Input.
-        k: Impulse response, of any number of lags; those beyond L do not matter.
+        u: Input of every channel.
+        k: Impulse response of every channel, of any number of lags; those beyond L do
+            not matter.
     """
     u, k = jnp.asarray(u), jnp.asarray(k)
     length = u.shape[-1]
@@ -94,11 +98,11 @@ def step(
     """One step of the recurrence: 14 N flops a channel.
 
     Args:
-        abar: From `discretize`.
-        bbar: From `discretize`.
-        c: Output vectors.
-        state: x_{l-1}; zeros to begin with.
-        u: u_l.
+        abar: What multiplies the state, as `discretize` gives it.
+        bbar: What multiplies the input, as `discretize` gives it.
+        c: Output vectors of the systems.
+        state: State x_{l-1} before the step; zeros to begin with.
+        u: Input u_l of the step, a number for every channel.
 
     Returns:
         `(y_l, x_l)`, x_l = abar x_{l-1} + bbar u_l and y_l = 2 Re sum_n c_n x_l,n.
@@ -132,27 +136,31 @@ def scan(
     states at dt = 1e-3, 4e-5 for 256.
 
     Args:
-        lam: Eigenvalues.
-        b: Input vectors.
-        c: Output vectors.
-        dt: Steps, in the unit of time of 1 / lam.
+        lam: Eigenvalues of the systems, their representatives last.
+        b: Input vectors of the systems.
+        c: Output vectors of the systems.
+        dt: Length of a step of every channel, in the unit of time of 1 / lam.
         u: Input; leading axes, of a batch and of channels, broadcast with all others.
-        state: Before the first step; None for zeros.
+        state: State before the first step; None for zeros.
         resets: Where true, what came before that step is forgotten, unless it is
             infinite or NaN.
-        lengths: Steps that count, 0..L; y is 0 beyond, and the state stays. None: L.
-        chunk: T, which changes speed, and results by rounding. None: 64. Static.
-        method: As `discretize`. Static.
-        implementation: As `kernels.diagonal_scan`, from chunk to chunk. Static.
-        allow_unstable: As `discretize`. Static.
+        lengths: Number of steps that count, 0..L; y is 0 beyond, and the state stays.
+            None for all.
+        chunk: Number T of steps of a chunk, which changes speed, and results by
+            rounding; None for 64. Static.
+        method: How time is cut: `"zoh"` or `"bilinear"`, as `discretize` tells. Static.
+        implementation: Which of those of `kernels.diagonal_scan` goes from chunk to
+            chunk; None for the best on the device. Static.
+        allow_unstable: Whether known eigenvalues may have a real part of 0 or more.
+            Static.
 
     Returns:
         `(y, last_state)`.
 
     Raises:
-        ValueError: As `discretize`; for a chunk or an L below 1; if resets are not
-            boolean or not of L steps; if lengths are not whole numbers or, known while
-            tracing, not in 0..L.
+        ValueError: For what `discretize` refuses; for a chunk or an L below 1; if
+            resets are not boolean or not of L steps; if lengths are not whole numbers
+            or, known while tracing, not in 0..L.
     """
     check_system(lam, dt, method, allow_unstable=allow_unstable)
     dt, c = jnp.asarray(dt), jnp.asarray(c)
@@ -162,40 +170,64 @@ def scan(
     if length < 1:
         raise ValueError(f"`u` must have at least one step, got shape {u.shape}.")
     check_resets_and_lengths(resets, lengths, length)
-    size = min(64, length) if chunk is None else chunk
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"`chunk` must be an integer >= 1, got {chunk!r}.")
-    if lengths is None and length % size:
-        lengths = jnp.full((), length)
+    size = min(64, length) if chunk is None else checks.count("chunk", chunk)
 
-    def chunks(x, fill):
-        pad = [(0, 0)] * (x.ndim - 1) + [(0, -length % size)]
-        x = jnp.pad(x, pad, constant_values=fill)
+    chunks = _cut(u, resets, lengths, size)
+    steps = jnp.arange(size)[:, None]
+    powers = jnp.exp(steps * exponent[..., None, :])  # abar^r, r = 0..T-1
+    factor, added = _advance(chunks, exponent, bbar, powers)
+    before, last = _states_between(factor, added, c, state, implementation)
+    y = _outputs(chunks, before, exponent, bbar, c, powers)
+    return y.reshape(*y.shape[:-2], -1)[..., :length], last
+
+
+class _Chunks(NamedTuple):
+    """The input by chunks of T steps, and what of it counts.
+
+    Attributes:
+        u: Input (..., chunks, T), zero where it does not count.
+        counts: Number of steps that count of every chunk, None where all do.
+        segment: Number of resets in the chunk up to every step, None without any.
+    """
+
+    u: Array
+    counts: Any
+    segment: Any
+
+    def is_valid(self):
+        return jnp.arange(self.u.shape[-1]) < self.counts[..., None]
+
+
+def _cut(u, resets, lengths, size) -> _Chunks:
+    length = u.shape[-1]
+
+    def chunks(x):
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -length % size)])
         return x.reshape(*x.shape[:-1], -1, size)
 
-    blocks, place = chunks(u, 0), jnp.arange(size)
-    num = blocks.shape[-2]
-    is_valid = counts = None
-    if lengths is not None:
-        starts = jnp.arange(num) * size
-        counts = jnp.clip(jnp.asarray(lengths)[..., None] - starts, 0, size)
-        is_valid = place < counts[..., None]
-        blocks = jnp.where(is_valid, blocks, 0)
-
-    # What a chunk adds to the state, and by what it multiplies it.
-    kept, power = blocks, exponent[..., None, :]
-    segment = None
+    found = _Chunks(chunks(u), None, None)
+    if lengths is not None or length % size:
+        lengths = jnp.asarray(length if lengths is None else lengths)[..., None]
+        starts = jnp.arange(found.u.shape[-2]) * size
+        found = found._replace(counts=jnp.clip(lengths - starts, 0, size))
+        found = found._replace(u=jnp.where(found.is_valid(), found.u, 0))
     if resets is not None:
-        is_reset = chunks(jnp.asarray(resets), False)
-        if is_valid is not None:
-            is_reset = is_reset & is_valid
-        segment = jnp.cumsum(is_reset, axis=-1)
-        kept = jnp.where(segment == segment[..., -1:], blocks, 0)
-    if counts is None:
-        power = power * size
-    else:
-        power = power * counts[..., None]
-        source = place - (size - counts[..., None])  # the last valid step goes last
+        is_reset = chunks(jnp.asarray(resets))
+        if found.counts is not None:
+            is_reset = is_reset & found.is_valid()
+        found = found._replace(segment=jnp.cumsum(is_reset, axis=-1))
+    return found
+
+
+def _advance(chunks, exponent, bbar, powers):
+    """By what each chunk multiplies the state, and what it adds to it."""
+    kept, counts, segment = chunks
+    size = kept.shape[-1]
+    if segment is not None:
+        kept = jnp.where(segment == segment[..., -1:], kept, 0)
+    if counts is not None:
+        # The last valid step goes last.
+        source = jnp.arange(size) - (size - counts[..., None])
         shape = jnp.broadcast_shapes(source.shape, kept.shape)
         moved = jnp.take_along_axis(
             jnp.broadcast_to(kept, shape),
@@ -203,14 +235,16 @@ def scan(
             axis=-1,
         )
         kept = jnp.where(source >= 0, moved, 0)
-    factor = jnp.exp(power)
+    num_steps = size if counts is None else counts[..., None]
+    factor = jnp.exp(exponent[..., None, :] * num_steps)
     if segment is not None:
         factor = jnp.where(segment[..., -1:] > 0, 0, factor)
-    lags = jnp.arange(size)[:, None] * exponent[..., None, :]
-    powers = jnp.exp(lags)  # abar^r, r = 0..T-1
     inward = bbar[..., None, :] * powers[..., ::-1, :]
-    added = lax.complex(matmul(kept, inward.real), matmul(kept, inward.imag))
+    return factor, lax.complex(matmul(kept, inward.real), matmul(kept, inward.imag))
 
+
+def _states_between(factor, added, c, state, implementation):
+    """The state before each chunk, of all axes that outputs have, and the last one."""
     shape = jnp.broadcast_shapes(
         added.shape,
         factor.shape,
@@ -218,30 +252,32 @@ def scan(
         () if state is None else (*jnp.shape(state)[:-1], 1, 1),
     )
     factor, added = (jnp.broadcast_to(x, shape) for x in (factor, added))
-    carry_shape = (*shape[:-2], shape[-1])
-    state = jnp.zeros((), added.dtype) if state is None else jnp.asarray(state)
-    state = jnp.broadcast_to(state, carry_shape).astype(added.dtype)
+    state = jnp.asarray(0 if state is None else state).astype(added.dtype)
+    state = jnp.broadcast_to(state, (*shape[:-2], shape[-1]))
     after, last = kernels.diagonal_scan(
         _pair(factor), _pair(added), _pair(state), implementation=implementation
     )
-    before = jnp.concatenate(
-        [state[..., None, :], lax.complex(*after)[..., :-1, :]], -2
-    )
+    after = lax.complex(*after)[..., :-1, :]
+    return jnp.concatenate([state[..., None, :], after], -2), lax.complex(*last)
 
+
+def _outputs(chunks, before, exponent, bbar, c, powers):
+    """What every step reads of the state before its chunk, and of the input since."""
+    u, counts, segment = chunks
     outward = jnp.swapaxes(2 * (c * jnp.exp(exponent))[..., None, :] * powers, -1, -2)
     carried = matmul(before.real, outward.real) - matmul(before.imag, outward.imag)
     response = 2 * jnp.sum((c * bbar)[..., None, :] * powers, axis=-1).real
+    place = jnp.arange(u.shape[-1])
     gap = place - place[:, None]  # of the output's step after the input's
     toeplitz = jnp.where(gap >= 0, response[..., jnp.maximum(gap, 0)], 0)
     if segment is None:
-        y = matmul(blocks, toeplitz) + carried
+        y = matmul(u, toeplitz) + carried
     else:
         carried = jnp.where(segment == 0, carried, 0)
-        y = _masked_product(blocks, toeplitz, segment) + carried
-    if is_valid is not None:
-        y = jnp.where(is_valid, y, 0)
-    y = y.reshape(*y.shape[:-2], -1)[..., :length]
-    return y.astype(jnp.result_type(u, response)), lax.complex(*last)
+        y = _masked_product(u, toeplitz, segment) + carried
+    if counts is not None:
+        y = jnp.where(chunks.is_valid(), y, 0)
+    return y.astype(jnp.result_type(u, response))
 
 
 @jax.checkpoint
@@ -273,8 +309,8 @@ def dplr_kernel(
     Args:
         system: As `dplr_legs` gives it.
         c: Output vector C of a real system; this multiplies it by V.
-        dt: Step.
-        length: L. Static.
+        dt: Length of a step.
+        length: Number L of entries. Static.
 
     Raises:
         ValueError: If a known step is not positive, or for a length below 1.
@@ -283,10 +319,8 @@ def dplr_kernel(
         Gu, Goel, Re. "Efficiently Modeling Long Sequences with Structured State
         Spaces". 2021. arXiv:2111.00396.
     """
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"`length` must be an integer >= 1, got {length!r}.")
-    if not isinstance(dt, Tracer) and not np.all(np.asarray(dt) > 0):
-        raise ValueError(f"`dt` must be positive, got {dt}.")
+    length = checks.count("length", length)
+    checks.positive("dt", dt)
     dt = jnp.asarray(dt, jnp.result_type(dt, float))
     dtype = jnp.result_type(dt, jnp.complex64)
     lam, p, b, v = (jnp.asarray(x, dtype) for x in system)

@@ -7,6 +7,8 @@ ratio that separates S4D-LegS from HiPPO-LegS.
 from jaxtyping import Complex, Float, Inexact
 import numpy as np
 
+from jaxlr.core import checks
+
 
 def transfer(
     lam: Complex[np.ndarray, " k"],
@@ -19,10 +21,10 @@ def transfer(
     It is the Laplace transform of the kernel 2 Re sum c b e^(lam t).
 
     Args:
-        lam: Eigenvalues.
-        b: Input vectors.
+        lam: Eigenvalues of the representatives.
+        b: Entry of the input vector for each.
         c: Output vectors, one or many.
-        s: Where.
+        s: Points of the complex plane at which to take it.
     """
     lam, w, s = np.asarray(lam), np.asarray(c) * b, np.asarray(s)
     poles = s[..., None] - lam
@@ -40,9 +42,9 @@ def legs_states(n: int, s: Inexact[np.ndarray, "*s"]) -> Complex[np.ndarray, " n
 
     Args:
         n: Number of states.
-        s: Where; not -1, ..., -n.
+        s: Points of the complex plane, none of them -1, ..., -n.
     """
-    s = np.asarray(s, complex)
+    n, s = checks.count("n", n), np.asarray(s, complex)
     product, states = np.ones_like(s), []
     for i in range(n):
         states.append((2 * i + 1) ** 0.5 / (s + i + 1) * product)
@@ -59,9 +61,9 @@ def rho(n: int, s: Inexact[np.ndarray, "*s"]) -> Complex[np.ndarray, "*s"]:
 
     Args:
         n: Number of states.
-        s: Where; not -1, ..., -n.
+        s: Points of the complex plane, none of them -1, ..., -n.
     """
-    k = np.arange(n)
+    k = np.arange(checks.count("n", n))
     s = np.asarray(s, complex)[..., None]
     return np.prod((s - k) / (s + k + 1), axis=-1)
 
@@ -87,9 +89,8 @@ def rank1_gap(
     Raises:
         ValueError: Unless t is in (0, 1).
     """
-    if not 0 < t < 1:
-        raise ValueError(f"`t` must be in (0, 1), got {t!r}.")
-    r = rank1_tau(t) * np.abs(omega) / np.hypot(omega, n)
+    checks.within("t", t, 0, 1, ends="()")
+    r = rank1_tau(t) * np.abs(omega) / np.hypot(omega, checks.count("n", n))
     return r / (1 - r)
 
 
@@ -104,7 +105,7 @@ def eigenfrequency_count(
         n: Number of states.
         omega: Positive angular frequencies.
     """
-    k = np.arange(n)
+    k = np.arange(checks.count("n", n))
     angles = np.arctan((2 * k + 1) / (2 * np.asarray(omega)[..., None]))
     return angles.sum(-1) / np.pi + 0.5
 
@@ -115,7 +116,7 @@ def spike_height(k: int) -> float:
     For the output of state 0, as n grows: 2 / ((2k-1) pi). It does not fall, so S4D
     does not converge in operator norm.
     """
-    return 2 / ((2 * k - 1) * np.pi)
+    return 2 / ((2 * checks.count("k", k) - 1) * np.pi)
 
 
 def kernel_inner(
@@ -127,10 +128,10 @@ def kernel_inner(
     """Integral over t > 0 of two kernels 2 Re sum w e^(lam t), multiplied.
 
     Args:
-        lam: Stable eigenvalues of the first.
-        w: Its weights, c b.
-        other_lam: Stable eigenvalues of the second.
-        other_w: Its weights.
+        lam: Stable eigenvalues of the first kernel.
+        w: Weights c b of the first kernel.
+        other_lam: Stable eigenvalues of the second kernel.
+        other_w: Weights c b of the second kernel.
     """
     plain = np.outer(w, other_w) / -np.add.outer(lam, other_lam)
     crossed = np.outer(w, np.conj(other_w)) / -np.add.outer(lam, np.conj(other_lam))

@@ -403,7 +403,7 @@ def test_misuse_is_named():
         ((ks[:2], GRID, 0.1), r"`kernels` must be as many .* got 2 and 3"),
         ((ks, [Y, *GRID[1:]], 0.1), r"`grid\[0\]` must be a vector"),
         ((ks, twice, 0.1), r"`grid\[1\]` must have finite points, none of them twice"),
-        ((ks, GRID, -0.1), r"`noise` must be > 0 and finite, got -0.1"),
+        ((ks, GRID, -0.1), r"`noise` must be positive and finite, got -0.1"),
         ((ks, GRID, (0.1, 0.1, 0.1)), r"`noise` must be a number, a tuple"),
         ((ks, GRID, np.ones(6)), r"for a grid of shape \(6, 5, 4\); got shapes \(6,\)"),
         ((ks, GRID, 0.1, np.ones((6, 5), bool)), r"`mask` must be boolean of shape"),
@@ -433,7 +433,9 @@ def test_misuse_is_named():
         _ = after.variance
     with pytest.raises(ValueError, match=r"`points` must have shape \(P, 3\)"):
         after.predict(np.ones((2, 2)))
-    with pytest.raises(ValueError, match="`num_samples` must be at least 2, got 1"):
+    with pytest.raises(
+        ValueError, match="`num_samples` must be an integer >= 2, got 1"
+    ):
         after.estimate_variance(jr.key(0), num_samples=1)
     with pytest.raises(ValueError, match="differentiable once"):
         jax.jit(jax.hessian(lambda s: process(LENGTHS, s).log_marginal_likelihood(Y)))(

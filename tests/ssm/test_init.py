@@ -183,8 +183,11 @@ def test_gradient_of_the_condition():
     ("call", "sentence"),
     [
         (lambda: ssm.hippo_legs(0), "`n` must be an integer >= 1, got 0"),
-        (lambda: ssm.s4d(7), "`n` must be an even integer >= 2, got 7"),
-        (lambda: ssm.dplr_legs(3), "`n` must be an even integer >= 2, got 3"),
+        (lambda: ssm.hippo_legs(4.0), "`n` must be an integer >= 1, got 4.0"),
+        (lambda: ssm.s4d(4.0), "`n` must be an integer >= 2, got 4.0"),
+        (lambda: ssm.s4d(4, seed=0.5), "`seed` must be an integer >= 0, got 0.5"),
+        (lambda: ssm.s4d(7), "`n` must be even, got 7"),
+        (lambda: ssm.dplr_legs(3), "`n` must be even, got 3"),
         (lambda: ssm.s4d(8, "leg"), "Unknown kind 'leg'; did you mean 'legs'?"),
         (lambda: ssm.ptd(np.eye(3), np.ones(2)), r"`a` must be \(n, n\)"),
         (lambda: ssm.ptd(-np.eye(4), np.ones(4)), "must be HiPPO-LegS's"),
@@ -196,11 +199,11 @@ def test_gradient_of_the_condition():
         ),
         (
             lambda: ssm.ptd(*ssm.hippo_legs(4), method="random", eps=0),
-            "`eps` must be positive, got 0",
+            "`eps` must be positive and finite, got 0",
         ),
         (
             lambda: ssm.ptd(*ssm.hippo_legs(4), method="optimized", gamma=-1.0),
-            "`gamma` must be positive, got -1",
+            "`gamma` must be positive and finite, got -1",
         ),
         (
             lambda: ssm.ptd(*ssm.hippo_legs(16), method="random", eps=0.1),

@@ -1,5 +1,7 @@
 """Layers and networks: one function in several forms, labels, errors."""
 
+import inspect
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -347,6 +349,19 @@ def test_adamw_decays_no_system_and_follows_its_schedule():
         np.testing.assert_allclose(block.layer.c, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("layer", [ssm.S4D, ssm.S4DPTD, ssm.S5, ssm.S5PTD])
+def test_layers_list_what_they_pass_on_and_take_sizes_of_numpy(layer):
+    parameters = inspect.signature(layer).parameters
+    assert parameters["dt_max"].default == 0.1
+    assert "\n    dt_max: The largest step.\n" in inspect.getdoc(layer.__init__)
+    if "ptd_method" in parameters:
+        assert parameters["eps"].default == 1e-4
+    made = (layer(jr.key(0), of(3), of(8)) for of in (int, np.int64))
+    assert eqx.tree_equal(*made)
+    with pytest.raises(TypeError, match="'dt_mim'; did you mean 'dt_min'"):
+        layer(jr.key(0), 3, 8, dt_mim=0.1)
+
+
 @pytest.mark.misuse
 @pytest.mark.parametrize(
     ("call", "sentence"),
@@ -355,7 +370,10 @@ def test_adamw_decays_no_system_and_follows_its_schedule():
             lambda: ssm.S4D(jr.key(0), 0),
             "`num_features` must be an integer >= 1, got 0",
         ),
-        (lambda: ssm.S4D(jr.key(0), 3, 7), "`n` must be an even integer >= 2, got 7"),
+        (lambda: ssm.S4D(jr.key(0), 3, 7), "`num_states` must be even, got 7"),
+        (lambda: ssm.S4D(jr.key(0), 3.0), "`num_features` must be an integer >= 1"),
+        (lambda: ssm.S5(jr.key(0), 3, 8.0), "`num_states` must be an integer >= 2"),
+        (lambda: stack(num_layers=2.0), "`num_layers` must be an integer >= 1"),
         (lambda: ssm.S4D(jr.key(0), 3, kind="x"), "Unknown kind 'x'"),
         (lambda: ssm.S4D(jr.key(0), 3, method="x"), "Unknown method 'x'"),
         (
@@ -376,11 +394,11 @@ def test_adamw_decays_no_system_and_follows_its_schedule():
         ),
         (
             lambda: stack()(jnp.ones((4, 2)), jnp.asarray(5)),
-            "`length` must be in 1..4, got 5",
+            r"`length` must be in \[1, 4\], got .*5",
         ),
         (
             lambda: stack()(jnp.ones((4, 2)), dt_scale=0.0),
-            "`dt_scale` must be positive, got 0.0",
+            r"`dt_scale` must be positive and finite, got 0\.0",
         ),
         (
             lambda: stack()(jnp.ones((3, 2)), dt_scale=jnp.ones(3)),
@@ -420,7 +438,7 @@ def test_adamw_decays_no_system_and_follows_its_schedule():
         ),
         (
             lambda: stack()(jnp.ones((4, 2)), jnp.asarray(0)),
-            "`length` must be in 1..4, got 0",
+            r"`length` must be in \[1, 4\], got .*0",
         ),
     ],
 )

@@ -353,6 +353,10 @@ def test_a_known_step_that_is_not_positive_is_named_under_jit(dt):
             "`chunk` must be an integer >= 1, got 0",
         ),
         (
+            lambda: ssm.scan(*args(), np.zeros((1, 8)), chunk=4.0),
+            r"`chunk` must be an integer >= 1, got 4\.0",
+        ),
+        (
             lambda: ssm.scan(*args(), np.zeros((1, 8)), lengths=np.array([9])),
             "`lengths` must be in 0..8",
         ),
@@ -378,7 +382,7 @@ def test_a_known_step_that_is_not_positive_is_named_under_jit(dt):
         ),
         (
             lambda: ssm.dplr_kernel(ssm.dplr_legs(4), np.ones(4), -0.1, 8),
-            "`dt` must be positive, got -0.1",
+            r"`dt` must be positive and finite, got -0\.1",
         ),
     ],
 )

@@ -85,3 +85,12 @@ def test_inner_product_of_kernels():
 def test_misuse():
     with pytest.raises(ValueError, match=r"`t` must be in \(0, 1\), got 1"):
         theory.rank1_gap(8, 1.0, OMEGA)
+    for call in (
+        lambda n: theory.legs_states(n, 1j),
+        lambda n: theory.rho(n, 1j),
+        lambda n: theory.rank1_gap(n, 0.5, OMEGA),
+        lambda n: theory.eigenfrequency_count(n, OMEGA),
+    ):
+        np.testing.assert_array_equal(call(np.int64(4)), call(4))
+        with pytest.raises(ValueError, match="`n` must be an integer >= 1"):
+            call(2.5)

@@ -6,33 +6,55 @@ in several forms: a call on a whole sequence, `scan` from a state to a state, `s
 
 import abc
 import math
+from typing import get_args, TypedDict, Unpack
 
 import equinox as eqx
 from jax import lax
-from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int, Key
 import numpy as np
 
 from jaxlr import kernels
-from jaxlr.core import Hyper
-from jaxlr.ssm.discretize import check_method, Discretization
+from jaxlr.core import checks, Hyper, signatures
+from jaxlr.ssm.discretize import Discretization
+from jaxlr.ssm.init import hippo_legs
+from jaxlr.ssm.ptd import Method, ptd, PTDInfo
+
+
+class LayerSettings(TypedDict, total=False):
+    """Keywords that every layer takes."""
+
+    dt_min: float
+    dt_max: float
+    method: Discretization
+    implementation: kernels.Implementation | None
+
+
+class PTDSettings(LayerSettings, total=False):
+    """Keywords of layers that start from perturbed HiPPO-LegS, diagonalized."""
+
+    ptd_method: Method
+    t: float
+    eps: float
+    gamma: float
+    seed: int
 
 
 class Layer(eqx.Module):
     """A layer of diagonal systems: y of shape (L, H) from u of shape (L, H).
 
     Attributes:
-        log_decay: Eigenvalues are -exp(log_decay) + i frequency, always stable
-            [log of 1 / time].
-        frequency: See there [radians / time].
+        log_decay: Logarithm of minus the real part of eigenvalues, which thus are
+            stable [log of 1 / time].
+        frequency: Imaginary part of eigenvalues [radians / time].
         b: Input weights, real and imaginary parts last.
-        c: Output weights, likewise.
+        c: Output weights, real and imaginary parts last.
         d: Weights of the input in the output, one a feature [1].
         log_dt: Logarithm of the step [log of time].
-        method: As `discretize`. Static.
-        implementation: Of `kernels.vandermonde` and `kernels.diagonal_scan`. Static.
+        method: How time is cut, as `discretize` tells. Static.
+        implementation: Which of those of `kernels.vandermonde` and of
+            `kernels.diagonal_scan` to use; None for the best on the device. Static.
     """
 
     log_decay: Float[Array, "..."]
@@ -47,7 +69,10 @@ class Layer(eqx.Module):
     def system(
         self, dt_scale: Hyper | Float[Array, " L"] = 1.0
     ) -> tuple[Array, Array, Array, Array]:
-        """`(lam, b, c, dt)`, complex but for dt; dt_scale multiplies the step.
+        """`(lam, b, c, dt)`, complex but for dt.
+
+        Args:
+            dt_scale: Number that multiplies the step.
 
         Raises:
             ValueError: For a dt_scale with an axis, or one that is not positive where
@@ -57,7 +82,7 @@ class Layer(eqx.Module):
             raise ValueError(
                 f"`dt_scale` must be a number here, got shape {jnp.shape(dt_scale)}."
             )
-        check_dt_scale(dt_scale)
+        checks.positive("dt_scale", dt_scale)
         lam = lax.complex(-jnp.exp(self.log_decay), self.frequency)
         b, c = (lax.complex(x[..., 0], x[..., 1]) for x in (self.b, self.c))
         return lam, b, c, dt_scale * jnp.exp(self.log_dt)
@@ -78,13 +103,37 @@ class Layer(eqx.Module):
             return u
         return jnp.where(jnp.arange(u.shape[0])[:, None] < length, u, 0)
 
-    def _set(self, lam, b, c, d, log_dt, method, implementation):
-        check_method(method)
+    def _set(
+        self,
+        system,
+        d_key,
+        dt_key,
+        *,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        method: Discretization = "zoh",
+        implementation: kernels.Implementation | None = None,
+    ):
+        """Start from a system, its steps and weights of the input drawn.
+
+        Args:
+            system: Eigenvalues, input weights and output weights of all features.
+            d_key: Random key that weights of the input are drawn from.
+            dt_key: Random key that steps are drawn from.
+            dt_min: The smallest step; steps are log-uniform from it to the largest.
+            dt_max: The largest step.
+            method: How time is cut: `"zoh"` or `"bilinear"`, as `discretize` tells.
+            implementation: Which of those of `kernels.vandermonde` and of
+                `kernels.diagonal_scan` to use; None for the best on the device.
+        """
+        lam, b, c = system
+        self.method = checks.choice("method", method, get_args(Discretization))
+        self.implementation = implementation
         self.log_decay = jnp.asarray(np.log(-lam.real))
         self.frequency = jnp.asarray(lam.imag)
         self.b, self.c = (jnp.stack([x.real, x.imag], axis=-1) for x in (b, c))
-        self.d, self.log_dt = d, log_dt
-        self.method, self.implementation = method, implementation
+        self.d = jr.normal(d_key, c.shape[:1])
+        self.log_dt = log_uniform(dt_key, lam.shape[0], dt_min, dt_max)
 
     @abc.abstractmethod
     def __call__(
@@ -105,13 +154,13 @@ class Layer(eqx.Module):
         """From a state to a state.
 
         Args:
-            u: Input.
-            state: Before the first step; None for zeros.
+            u: Input, the features of every step.
+            state: State before the first step; None for zeros.
             resets: Where true, what came before that step is forgotten, unless it is
-                infinite or NaN.
-            length: Steps that count; the state stays beyond. None: all.
-            dt_scale: Multiplies the step: 1/2 for data sampled twice as often. S5's
-                layers take a factor for every step too.
+                infinite or NaN. None for nowhere.
+            length: Number of steps that count; the state stays beyond. None for all.
+            dt_scale: Number that multiplies the step: 1/2 for data sampled twice as
+                often. S5's layers take a factor for every step too.
 
         Returns:
             `(y, last_state)`; y beyond the length means nothing.
@@ -130,16 +179,6 @@ class Layer(eqx.Module):
         dt_scale: Hyper = 1.0,
     ) -> tuple[Float[Array, " H"], Complex[Array, "..."]]:
         """One step: `(y_l, x_l)` from u_l and x_{l-1}."""
-
-
-def check_dt_scale(dt_scale: Hyper | Float[Array, " L"]) -> None:
-    """Refuse known factors of steps that are no lengths.
-
-    Raises:
-        ValueError: Unless all are traced, or positive.
-    """
-    if not isinstance(dt_scale, Tracer) and not np.all(np.asarray(dt_scale) > 0):
-        raise ValueError(f"`dt_scale` must be positive, got {dt_scale}.")
 
 
 def complex_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
@@ -165,13 +204,30 @@ def log_uniform(
     return low + (high - low) * jr.uniform(key, (num,))
 
 
-def check_features(num_features: int) -> None:
-    """Refuse numbers of features that are no size.
+@signatures.passes_on(Layer._set)
+def perturbed_legs(
+    num_states: int,
+    *,
+    ptd_method: Method = "rank1",
+    t: float = 0.5,
+    eps: float = 1e-4,
+    gamma: float = 1.0,
+    seed: int = 0,
+    **settings: Unpack[LayerSettings],
+) -> tuple[np.ndarray, np.ndarray, PTDInfo, LayerSettings]:
+    """HiPPO-LegS perturbed, then diagonalized: eigenvalues, inputs, and how it went.
 
-    Raises:
-        ValueError: Unless it is an integer of at least 1.
+    Args:
+        num_states: Number of states of HiPPO-LegS.
+        ptd_method: How it is perturbed: the `method` of `ptd`.
+        t: Size of the perturbation of `"rank1"`, in (0, 2).
+        eps: Size ||E|| / ||A|| of the perturbation of `"random"` and of the start of
+            `"optimized"`; smaller than in `ptd`, as n is larger.
+        gamma: Price of the perturbation's norm beside the condition, for `"optimized"`.
+        seed: Seed of the perturbation of `"random"` and of `"optimized"`.
+        **settings: Keywords that every layer takes, handed back.
     """
-    if not isinstance(num_features, int) or num_features < 1:
-        raise ValueError(
-            f"`num_features` must be an integer >= 1, got {num_features!r}."
-        )
+    found = ptd(
+        *hippo_legs(num_states), method=ptd_method, t=t, eps=eps, gamma=gamma, seed=seed
+    )
+    return *found, settings

@@ -1,6 +1,7 @@
 """Layers of one system for all features: S5, and its start from PTD."""
 
 import math
+from typing import Unpack
 
 from jax import lax
 import jax.numpy as jnp
@@ -9,12 +10,11 @@ from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int, Key
 import numpy as np
 
 from jaxlr import kernels
-from jaxlr.core import Hyper
+from jaxlr.core import checks, Hyper, signatures
 from jaxlr.linalg import matmul
-from jaxlr.ssm.discretize import Discretization, discretize
-from jaxlr.ssm.init import dplr_legs, hippo_legs
-from jaxlr.ssm.model._layer import check_dt_scale, check_features, Layer, log_uniform
-from jaxlr.ssm.ptd import Method, ptd
+from jaxlr.ssm.discretize import discretize
+from jaxlr.ssm.init import dplr_legs
+from jaxlr.ssm.model._layer import Layer, LayerSettings, perturbed_legs, PTDSettings
 
 
 class S5(Layer):
@@ -22,25 +22,12 @@ class S5(Layer):
 
     A call is a recurrence by chunks: O(L H N) flops, O(L (H + N)) memory.
 
-    Args:
-        key: Source of b, c, d and dt.
-        num_features: H.
-        num_states: States in all; N is half of it.
-        num_blocks: Equal blocks, each with the eigenvalues of HiPPO-LegS's normal part.
-        dt_min: The smallest step; steps are log-uniform.
-        dt_max: The largest.
-        method: As `discretize`.
-        implementation: As `kernels.diagonal_scan`.
-
-    Raises:
-        ValueError: Unless num_blocks divides num_states into even parts,
-            0 < dt_min <= dt_max, and num_features >= 1.
-
     References:
         Smith, Warrington, Linderman. "Simplified State Space Layers for Sequence
         Modeling". 2022. arXiv:2208.04933.
     """
 
+    @signatures.passes_on(Layer._set)
     def __init__(
         self,
         key: Key[Array, ""],
@@ -48,38 +35,37 @@ class S5(Layer):
         num_states: int = 64,
         *,
         num_blocks: int = 1,
-        dt_min: float = 1e-3,
-        dt_max: float = 0.1,
-        method: Discretization = "zoh",
-        implementation: kernels.Implementation | None = None,
+        **settings: Unpack[LayerSettings],
     ):
+        """Every block starts from the eigenvalues of HiPPO-LegS's normal part.
+
+        Args:
+            key: Random key that b, c, d and dt are drawn from.
+            num_features: Number H of features.
+            num_states: Number of states in all; N is half of it.
+            num_blocks: Number of equal blocks.
+            **settings: Keywords that every layer takes.
+
+        Raises:
+            ValueError: Unless num_blocks divides num_states into even parts,
+                0 < dt_min <= dt_max, and num_features >= 1.
+        """
         n = _block_size(num_states, num_blocks)
         legs = dplr_legs(n)
         v = legs.v[:, n // 2 :]
-        self._set_blocks(
-            key,
-            num_features,
-            num_blocks,
-            (legs.lam[n // 2 :], v, v.conj().T),
-            (dt_min, dt_max),
-            method,
-            implementation,
-        )
+        modes = legs.lam[n // 2 :], v, v.conj().T
+        self._set_blocks(key, num_features, num_blocks, modes, settings)
 
-    def _set_blocks(
-        self, key, num_features, num_blocks, modes, dts, method, implementation
-    ):
-        check_features(num_features)
+    def _set_blocks(self, key, num_features, num_blocks, modes, settings):
+        num_features = checks.count("num_features", num_features)
         lam, v, v_inv = modes
-        n, k = v.shape
-        b_key, c_key, d_key, dt_key = jr.split(key, 4)
+        n = len(v)
+        b_key, c_key, *keys = jr.split(key, 4)
         b = jr.normal(b_key, (num_blocks, n, num_features)) / math.sqrt(num_features)
         c = jr.normal(c_key, (num_features, num_blocks, n)) / math.sqrt(num_blocks * n)
         b = matmul(jnp.asarray(v_inv), b).reshape(-1, num_features)
         c = matmul(c, jnp.asarray(v)).reshape(num_features, -1)
-        d = jr.normal(d_key, (num_features,))
-        log_dt = log_uniform(dt_key, num_blocks * k, *dts)
-        self._set(np.tile(lam, num_blocks), b, c, d, log_dt, method, implementation)
+        self._set((np.tile(lam, num_blocks), b, c), *keys, **settings)
 
     def __call__(
         self,
@@ -104,7 +90,8 @@ class S5(Layer):
         With dt_scale of shape (L,) every step has its own length: irregular samples.
 
         Raises:
-            ValueError: As `Layer.scan`; for a dt_scale of another shape.
+            ValueError: For what `Layer.scan` refuses, and for a dt_scale of another
+                shape.
         """
         u = self._masked(u, length)
         if jnp.shape(dt_scale) not in ((), u.shape[:1]):
@@ -114,7 +101,7 @@ class S5(Layer):
             )
         if jnp.ndim(dt_scale) and length is not None:  # beyond it none counts
             dt_scale = jnp.where(jnp.arange(u.shape[0]) < length, dt_scale, 1)
-        check_dt_scale(dt_scale)
+        checks.positive("dt_scale", dt_scale)
         if jnp.ndim(dt_scale):
             dt_scale = jnp.asarray(dt_scale)[:, None]
         lam, b, c, dt = self.system()
@@ -145,29 +132,12 @@ class S5(Layer):
 class S5PTD(S5):
     """S5 that starts from HiPPO-LegS perturbed, then diagonalized, in blocks.
 
-    Args:
-        key: Source of b, c, d and dt.
-        num_features: H.
-        num_states: States in all; N is half of it for `"rank1"`, all of it else.
-        num_blocks: Equal blocks.
-        ptd_method: The `method` of `ptd`.
-        t: As `ptd`.
-        eps: As `ptd`; smaller here, where n is larger.
-        gamma: As `ptd`.
-        seed: As `ptd`.
-        dt_min: The smallest step; steps are log-uniform.
-        dt_max: The largest.
-        method: As `discretize`.
-        implementation: As `kernels.diagonal_scan`.
-
-    Raises:
-        ValueError: As `ptd` and `S5`.
-
     References:
         Yu, Nigmetov, Morozov, Mahoney, Erichson. "Robustifying State-space Models for
         Long Sequences via Approximate Diagonalization". 2023. arXiv:2310.01698.
     """
 
+    @signatures.passes_on(perturbed_legs)
     def __init__(
         self,
         key: Key[Array, ""],
@@ -175,35 +145,33 @@ class S5PTD(S5):
         num_states: int = 64,
         *,
         num_blocks: int = 1,
-        ptd_method: Method = "rank1",
-        t: float = 0.5,
-        eps: float = 1e-4,
-        gamma: float = 1.0,
-        seed: int = 0,
-        dt_min: float = 1e-3,
-        dt_max: float = 0.1,
-        method: Discretization = "zoh",
-        implementation: kernels.Implementation | None = None,
+        **settings: Unpack[PTDSettings],
     ):
+        """Every block starts from the same eigenvalues.
+
+        Args:
+            key: Random key that b, c, d and dt are drawn from.
+            num_features: Number H of features.
+            num_states: Number of states in all; N is half of it for `"rank1"`, all of
+                it else.
+            num_blocks: Number of equal blocks.
+            **settings: Keywords of the start, and those that every layer takes.
+
+        Raises:
+            ValueError: For what `ptd` and `S5` refuse.
+        """
         n = _block_size(num_states, num_blocks)
-        lam, _, info = ptd(
-            *hippo_legs(n), method=ptd_method, t=t, eps=eps, gamma=gamma, seed=seed
-        )
-        self._set_blocks(
-            key,
-            num_features,
-            num_blocks,
-            (lam, info.v, info.v_inv),
-            (dt_min, dt_max),
-            method,
-            implementation,
-        )
+        lam, _, info, rest = perturbed_legs(n, **settings)
+        modes = lam, info.v, info.v_inv
+        self._set_blocks(key, num_features, num_blocks, modes, rest)
 
 
 def _block_size(num_states, num_blocks):
-    if num_blocks < 1 or num_states < 2 or num_states % (2 * num_blocks):
+    num_states = checks.count("num_states", num_states, least=2)
+    num_blocks = checks.count("num_blocks", num_blocks)
+    if num_states % (2 * num_blocks):
         raise ValueError(
             "`num_blocks` must divide `num_states` into even parts, got "
-            f"{num_blocks!r} and {num_states!r}."
+            f"{num_blocks} and {num_states}."
         )
     return num_states // num_blocks

@@ -1,37 +1,33 @@
 """A residual network of state-space layers, whole or one step at a time."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, get_args, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Shaped
-import numpy as np
 import optax
 
 from jaxlr import kernels
-from jaxlr.core import errors, Hyper
+from jaxlr.core import checks, Hyper
 from jaxlr.kernels.diagonal_scan import check_resets_and_lengths
 from jaxlr.ssm.model._layer import Layer
 
 
 Pooling: TypeAlias = Literal["mean", "last", "none"]
 
-_POOLINGS = ("mean", "last", "none")
-
 
 class Block(eqx.Module):
     """Norm, layer, GELU, gated linear unit, dropout, and the input added.
 
     Attributes:
-        norm: Of the features of one step.
-        layer: Forward in time.
-        backward: Backward in time, or None.
-        gate: Linear, to twice as many features, half of them gates.
-        dropout: Share of the outcome set to zero in training. Static.
+        norm: Norm of the features of one step.
+        layer: Layer that goes forward in time.
+        backward: Layer that goes backward in time, or None.
+        gate: Linear layer to twice as many features, half of them gates.
+        dropout: Share of the outcome that is set to zero in training. Static.
         is_prenorm: Whether the norm is taken of the input; else of the sum. Static.
     """
 
@@ -48,7 +44,13 @@ class Block(eqx.Module):
         layer_fn: Callable[[Array], tuple[Array, Any]],
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "L H"], Any]:
-        """All but the layer, which `layer_fn` is: `(y, what else it returns)`."""
+        """All but the layer: `(y, what else layer_fn returns)`.
+
+        Args:
+            x: Features of every step.
+            layer_fn: What takes the place of the layer: `layer_fn(u) -> (y, rest)`.
+            key: Random key of dropout; None for none of it.
+        """
         norm = jax.vmap(self.norm)
         y, state = layer_fn(norm(x) if self.is_prenorm else x)
         y = jax.nn.glu(jax.vmap(self.gate)(jax.nn.gelu(y)))
@@ -61,7 +63,7 @@ class StackState(NamedTuple):
     """Where a sequence is.
 
     Attributes:
-        layers: The state of each layer.
+        layers: State of each layer.
         total: Sum of the features of the steps so far, for a mean over them.
         num_steps: Number of those steps.
     """
@@ -78,16 +80,17 @@ class Stack(eqx.Module):
     from a state to a state, or `step`; these agree.
 
     Args:
-        key: Source of the weights.
-        layer_fn: `layer_fn(key) -> Layer`, as `lambda key: S4D(key, num_features)`.
-        num_features: H.
-        num_outputs: Of the decoder.
-        num_inputs: Features of a step of the input; or, for tokens, None.
-        num_tokens: Size of the vocabulary; then the input is of integers.
-        num_layers: Blocks.
+        key: Random key that the weights are drawn from.
+        layer_fn: What makes a layer: `layer_fn(key) -> Layer`, such as
+            `lambda key: S4D(key, num_features)`.
+        num_features: Number H of features of a step, inside.
+        num_outputs: Number of outputs of the decoder.
+        num_inputs: Number of features of a step of the input; None for tokens.
+        num_tokens: Number of tokens of the vocabulary; then the input is of integers.
+        num_layers: Number of blocks.
         pooling: What is decoded: the `"mean"` over steps, the `"last"` step, or with
             `"none"` every step.
-        dropout: Share of features set to zero.
+        dropout: Share of features that is set to zero in training.
         is_bidirectional: Whether each block has a second layer, backward in time. Such
             a network has no state.
         is_prenorm: Whether blocks norm their input, or their output.
@@ -122,27 +125,21 @@ class Stack(eqx.Module):
         is_bidirectional: bool = False,
         is_prenorm: bool = True,
     ):
-        if pooling not in _POOLINGS:
-            raise ValueError(errors.unknown("pooling", pooling, _POOLINGS))
+        self.pooling = checks.choice("pooling", pooling, get_args(Pooling))
         if (num_inputs is None) == (num_tokens is None):
             raise ValueError(
                 "A Stack takes `num_inputs` or `num_tokens`, and not both."
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {dropout!r}.")
-        for name, number in (
-            ("num_features", num_features),
-            ("num_outputs", num_outputs),
-            ("num_layers", num_layers),
-            ("num_inputs", 1 if num_inputs is None else num_inputs),
-            ("num_tokens", 1 if num_tokens is None else num_tokens),
-        ):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1, got {number!r}.")
+        checks.within("dropout", dropout, 0, 1, ends="[)")
+        num_features = checks.count("num_features", num_features)
+        num_outputs = checks.count("num_outputs", num_outputs)
+        num_layers = checks.count("num_layers", num_layers)
         encoder_key, decoder_key, *keys = jr.split(key, 2 + num_layers)
         if num_inputs is not None:
+            num_inputs = checks.count("num_inputs", num_inputs)
             self.encoder = eqx.nn.Linear(num_inputs, num_features, key=encoder_key)
         if num_tokens is not None:
+            num_tokens = checks.count("num_tokens", num_tokens)
             self.encoder = eqx.nn.Embedding(num_tokens, num_features, key=encoder_key)
 
         def block(key):
@@ -164,7 +161,6 @@ class Stack(eqx.Module):
                     f"`num_features` says, got {made.layer.d.size}."
                 )
         self.decoder = eqx.nn.Linear(num_features, num_outputs, key=decoder_key)
-        self.pooling = pooling
 
     def __call__(
         self,
@@ -178,10 +174,11 @@ class Stack(eqx.Module):
 
         Args:
             x: Tokens (L,), or features (L, num_inputs).
-            length: Steps that count: those beyond change nothing. None: all.
-            dt_scale: Multiplies all steps: 1/2 for data sampled twice as often. With
-                layers that take it (S5), (L,): a factor for every step.
-            key: Of dropout; None for none of it.
+            length: Number of steps that count: those beyond change nothing. None for
+                all.
+            dt_scale: Number that multiplies all steps: 1/2 for data sampled twice as
+                often. With layers that take it (S5), (L,): a factor for every step.
+            key: Random key of dropout; None for none of it.
 
         Returns:
             (num_outputs,); (L, num_outputs) without pooling.
@@ -194,9 +191,7 @@ class Stack(eqx.Module):
             is_whole = jnp.issubdtype(jnp.result_type(length), jnp.integer)
             if jnp.ndim(length) or not is_whole:
                 raise ValueError(f"`length` must be a whole number, got {length!r}.")
-            is_known = not isinstance(length, Tracer)
-            if is_known and not 1 <= np.asarray(length) <= num_steps:
-                raise ValueError(f"`length` must be in 1..{num_steps}, got {length}.")
+            checks.within("length", length, 1, num_steps)
         is_valid = jnp.arange(num_steps) < (num_steps if length is None else length)
         h = jax.vmap(self.encoder)(_masked(x, is_valid))
         keys = (
@@ -255,11 +250,12 @@ class Stack(eqx.Module):
 
         Args:
             x: Tokens (L,), or features (L, num_inputs).
-            state: Before the first step; None for `init_state()`.
+            state: State before the first step; None for `init_state()`.
             resets: Where true, what came before that step is forgotten, unless it is
-                infinite or NaN.
-            length: Steps that count; the state stays beyond. None: all.
-            dt_scale: Multiplies all steps, as in a call.
+                infinite or NaN. None for nowhere.
+            length: Number of steps that count; the state stays beyond. None for all.
+            dt_scale: Number that multiplies all steps: 1/2 for data sampled twice as
+                often. With layers that take it (S5), (L,): a factor for every step.
 
         Returns:
             `(outputs, last_state)`; with pooling an output is what the sequence up to
@@ -309,9 +305,9 @@ class Stack(eqx.Module):
         """One step: the output, and the state after it.
 
         Args:
-            x: A token, or (num_inputs,).
-            state: Before the step; `init_state()` to begin with.
-            dt_scale: Multiplies the step.
+            x: A token, or features (num_inputs,).
+            state: State before the step; `init_state()` to begin with.
+            dt_scale: Number that multiplies the step.
         """
         h, layers = self.encoder(x)[None], []
         for block, before in zip(self.blocks, state.layers, strict=True):
@@ -342,11 +338,11 @@ def adamw(
     """Adam for the parameters of systems, AdamW for all others.
 
     Args:
-        learning_rate: Of the others.
-        system_learning_rate: Of eigenvalues, input weights and steps, which do not
-            decay.
-        weight_decay: Of the others.
-        schedule: What both rates are multiplied by at a step.
+        learning_rate: Learning rate of parameters outside of systems.
+        system_learning_rate: Learning rate of eigenvalues, input weights and steps,
+            which do not decay.
+        weight_decay: Weight decay of parameters outside of systems.
+        schedule: What both rates are multiplied by at a step: `schedule(step)`.
 
     References:
         Loshchilov, Hutter. "Decoupled Weight Decay Regularization". 2017.
