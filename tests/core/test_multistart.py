@@ -82,7 +82,7 @@ def test_ends_are_those_of_the_loop_by_hand(bound):
     search = 20 if bound is None else 10
     with x64(True):
         start = jnp.array([-1.2, 1.0, 0.7])
-        want, num_steps = by_hand(start, search, goes_on)
+        want, num_steps, num_evaluations = by_hand(start, search, goes_on)
         solve = core.lbfgs(rosenbrock, max_search=search, max_evaluations=bound, **more)
         end = jax.jit(solve)(start)
         assert end.num_steps == num_steps
