@@ -55,8 +55,9 @@ class Chip:
     """A chip as its compiler sees one device of it.
 
     Attributes:
-        name: As people call it.
-        topology: Of TPUs the smallest one, a single chip; of a GPU all its sizes.
+        name: The name that people call it by.
+        topology: What the compiler is told of it: for a TPU the name of the smallest
+            topology, a single chip; for a GPU all its sizes.
         hbm: Bytes that a program may use, the runtime's own share taken off; of a GPU
             all there are.
         platform: "tpu" or "cuda".
@@ -104,15 +105,15 @@ class Compilation:
     """A program compiled for one device. All sizes in bytes, padding included.
 
     Attributes:
-        target: As given.
-        chip: Its full name.
-        arguments: What the arguments take.
-        outputs: What the results take.
-        aliased: Outputs that lie where donated arguments lay.
-        temporaries: What the program needs beside those while it runs.
-        generated_code: What the program itself takes.
-        hbm: What one device has.
-        compiled: The `jax.stages.Compiled`; cannot be called here.
+        target: The name of the chip that `compile_for` was given.
+        chip: The full name of the chip.
+        arguments: Size of the arguments.
+        outputs: Size of the results.
+        aliased: Size of the results that lie where donated arguments lay.
+        temporaries: Memory that the program needs beside those while it runs.
+        generated_code: Size of the program itself.
+        hbm: Memory that one device has.
+        compiled: The compiled program, which cannot be called on this machine.
     """
 
     target: str
@@ -145,9 +146,10 @@ def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> Compilation:
     machine's: name the implementation to compile a Pallas kernel.
 
     Args:
-        target: "v4", "v5e", "v5p", "v6e" or "h100".
-        fn: A function of pytrees of arrays; jitted already or not.
-        *args: Arrays, `jax.ShapeDtypeStruct`s, typed keys, numbers, or pytrees of such.
+        target: Name of the chip: "v4", "v5e", "v5p", "v6e" or "h100".
+        fn: A function of pytrees of arrays; it may be jitted already.
+        *args: Its arguments: arrays, `jax.ShapeDtypeStruct`s, typed keys, numbers, or
+            pytrees of such.
 
     Returns:
         Sizes, and the compiled program.

@@ -1,8 +1,6 @@
 """Run one chunk: all seeds of some cells of one group, closed or in segments."""
 
 from collections.abc import Callable, Sequence
-import dataclasses
-import functools as ft
 from pathlib import Path
 import time
 from typing import Any
@@ -15,41 +13,11 @@ from jaxlr.lab import results, store
 from jaxlr.lab.lane import LANE
 from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request
+from jaxlr.lab.store import Chunk
 
 
 SEGMENT_SECONDS = 1.0  # of a long run: how often its progress shows
 PAUSES = (0.1, 1.0)  # seconds before a chunk for which memory was short is tried again
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Cells `start:stop` of a group.
-
-    Attributes:
-        group: Index of the group.
-        index: Index of the chunk in its group.
-        start: First cell, counted in the group.
-        stop: Past the last one.
-    """
-
-    group: int
-    index: int
-    start: int
-    stop: int
-
-    @property
-    def filename(self) -> str:
-        """Of the finished chunk and of its checkpoint."""
-        return store.chunk_name(self.group, self.index)
-
-
-def of_group(group: int, num_cells: int, size: int) -> list[Chunk]:
-    """A group cut into chunks of `size` cells; the last may be shorter."""
-    starts = range(0, num_cells, size)
-    return [
-        Chunk(group, i, start, min(start + size, num_cells))
-        for i, start in enumerate(starts)
-    ]
 
 
 def run(
@@ -63,32 +31,31 @@ def run(
     """All metrics of a chunk, leaves (seed, cell, ...), and its lanes' counters.
 
     Args:
-        request: The sweep.
-        program: The group's; where it is narrower than the chunk, it is called more
-            than once.
-        chunk: What to run.
-        checkpoint: Where a long run keeps its state; it goes on from what is there.
-        advance: Told how many lanes more are finished.
+        request: The sweep that the chunk is part of.
+        program: Program of the group; where it is narrower than the chunk, it is called
+            more than once.
+        chunk: The cells to run.
+        checkpoint: File in which a long run keeps its state; the run goes on from what
+            is there. None keeps nothing.
+        advance: Called with the number of lanes that have been finished since its last
+            call, fractions included.
     """
     parts = []
     is_whole = chunk.stop - chunk.start <= program.num_cells
     for start in range(chunk.start, chunk.stop, program.num_cells):
         cells = np.arange(start, min(start + program.num_cells, chunk.stop))
+        lanes = len(cells) * request.num_seeds
         part = run_lanes(
             request,
             program,
             pad(request, program, chunk.group, cells),
             checkpoint=checkpoint if is_whole else None,
-            advance=ft.partial(_scaled, advance, len(cells) * request.num_seeds),
+            advance=lambda share, lanes=lanes: advance(share * lanes),
         )
         parts.append({name: x[:, : len(cells)] for name, x in part.items()})
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]}
-
-
-def _scaled(advance: Callable[[float], Any], lanes: int, share: float) -> None:
-    advance(share * lanes)
 
 
 def pad(
@@ -113,11 +80,12 @@ def run_lanes(
     """One call of a closed program, or all segments of a long one; padding included.
 
     Args:
-        request: The sweep.
-        program: Compiled, `values` as wide as it is.
-        values: Traced fields of every lane.
-        checkpoint: Where a long run keeps its state.
-        advance: Told which share of the lanes' whole run has been done since last.
+        request: The sweep that the lanes are part of.
+        program: Compiled program, for as many cells as there are in `values`.
+        values: Traced fields: name -> values of shape (cells,).
+        checkpoint: File in which a long run keeps its state; None keeps nothing.
+        advance: Called with the share of the lanes' whole run that has been done since
+            its last call.
     """
     lane = program.lane
     seed = np.uint32(request.seed)

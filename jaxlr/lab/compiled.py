@@ -45,7 +45,7 @@ class Compiled:
     """A request's lanes, programs, and the memory that they may take.
 
     Attributes:
-        request: What is asked for.
+        request: The sweep that is asked for.
     """
 
     request: Request

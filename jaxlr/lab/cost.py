@@ -11,9 +11,9 @@ class Cost(NamedTuple):
     """Figures of a compiled function.
 
     Attributes:
-        flops: Additions, products, comparisons and selections, one an element;
-            exponentials and the like are not among them.
-        temporary_bytes: Memory beside arguments and results.
+        flops: Number of additions, products, comparisons and selections, one an
+            element; exponentials and the like are not among them.
+        temporary_bytes: Bytes of memory that it needs beside arguments and results.
     """
 
     flops: float
@@ -28,7 +28,7 @@ def compiled_cost(fn: Callable[..., Any], *args: Any) -> Cost:
 
     Args:
         fn: A function of pytrees of arrays.
-        *args: Arrays or `jax.ShapeDtypeStruct`s, of any size.
+        *args: Its arguments: arrays or `jax.ShapeDtypeStruct`s, of any size.
 
     Raises:
         ValueError: On a Pallas kernel, a loop whose number of repeats is not known

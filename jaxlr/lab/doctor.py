@@ -13,32 +13,18 @@ import jaxlr
 from jaxlr.lab import aot, memory, report
 
 
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "libtpu",
-    "equinox",
-    "optax",
-    "chex",
-    "jaxtyping",
-    "numpy",
-    "xarray",
-    "tyro",
-    "rich",
-    "matplotlib",
-    "scikit-learn",
-    "statsmodels",
-    "dask",
-    "submitit",
-)
+_PACKAGES = """
+    jax jaxlib libtpu equinox optax chex jaxtyping numpy xarray tyro rich matplotlib
+    scikit-learn statsmodels dask submitit
+""".split()
 
 
 class Limit(NamedTuple):
     """Something that does not work here, or not as one might think.
 
     Attributes:
-        what: What it concerns.
-        why: The reason, and what to do.
+        what: The commands, packages or operations that it concerns.
+        why: The reason, and what can be done about it.
     """
 
     what: str

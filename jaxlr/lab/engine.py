@@ -48,21 +48,21 @@ def sweep(
     that diverges is data: `diverged_at` is its first step with a value not finite.
 
     Args:
-        experiment: What to run.
-        axes: Name -> values (or a sequence of `Axis`); a tuple of names moves several
-            fields together; `Uniform` and `LogUniform` draw values. None: the
-            experiment's own.
-        num_seeds: None: the experiment's own.
-        seed: Of the root key.
-        directory: Where finished chunks are kept; None keeps nothing.
-        resume: Go on with what is in `directory`; `"force"` even if source,
-            configuration or versions changed. Afresh where there is nothing.
-        chunk: Most cells of a chunk; None: what fits into memory. A resumed run keeps
-            its own.
-        devices: None: all local devices. Each chunk's cells are shared among them.
+        experiment: The experiment to run.
+        axes: Dict of a field's name -> its values, or a sequence of `Axis`. A tuple of
+            names moves several fields together; `Uniform` and `LogUniform` draw the
+            values. None for the experiment's own axes.
+        num_seeds: Number of seeds of every cell; None for the experiment's own.
+        seed: Seed of the root key.
+        directory: Directory in which finished chunks are kept; None keeps nothing.
+        resume: Whether to go on with what is in `directory`, or start there if nothing
+            is; `"force"` goes on even if source, configuration or versions changed.
+        chunk: Largest number of cells of a chunk; None for what fits into memory. A
+            resumed run keeps its own.
+        devices: Devices that share the cells of every chunk; None for all local ones.
         backend: `"shard_map"`, or `"pmap"` for the same by `jax.pmap`.
-        executor: Runs the chunks elsewhere (Dask, SLURM, processes); None runs them
-            here. A long run's chunk then has no checkpoints.
+        executor: What runs the chunks elsewhere (Dask, SLURM, processes); None runs
+            them here. A long run's chunk has no checkpoints elsewhere.
 
     Returns:
         One variable a metric, with dimensions (axes..., seed, its own); coordinates
@@ -142,28 +142,26 @@ class _Run:
     ):
         self.compiled, self.request = compiled, compiled.request
         self.root, self.executor = root, executor
-        groups = self.request.groups
-        has_run = root is not None and store.is_run(root)
-        if root is not None and has_run and not resume:
-            raise store.RunDirectoryError(
-                f"{root} already holds a run. Go on with it (resume=True, `--resume`), "
-                "or use another directory."
-            )
-        if root is not None and has_run:
-            self.manifest = store.read_manifest(root)
-            now = provenance.manifest(compiled, [1] * len(groups))
-            forced = store.refuse_changes(root, self.manifest, now, resume == "force")
-            store.clean(root)
-            if forced:  # for whoever reads the mixed results
-                self.manifest.setdefault("forced", []).append(forced)
-                self._write_manifest()
-        else:
+        if root is None or not store.is_run(root):
             widths, _ = planning.fit(compiled, has_executor=executor is not None)
             manifest = provenance.manifest(compiled, widths)
             self.manifest = json.loads(json.dumps(manifest))
             if root is not None:
                 store.clean(root)
-                self._write_manifest()
+            self._write_manifest()
+            return
+        if not resume:
+            raise store.RunDirectoryError(
+                f"{root} already holds a run. Go on with it (resume=True, `--resume`), "
+                "or use another directory."
+            )
+        self.manifest = store.read_manifest(root)
+        now = provenance.manifest(compiled, [1] * len(self.request.groups))
+        forced = store.refuse_changes(root, self.manifest, now, resume == "force")
+        store.clean(root)
+        if forced:  # for whoever reads the mixed results
+            self.manifest.setdefault("forced", []).append(forced)
+            self._write_manifest()
 
     @ft.cached_property
     def results(self) -> Results:
@@ -174,28 +172,22 @@ class _Run:
         if self.root is not None:
             store.write_json(self.root / store.MANIFEST, self.manifest)
 
-    def _chunks(self, group: int) -> list[chunks.Chunk]:
-        layout = self.manifest["layout"][group]
-        return chunks.of_group(group, len(layout["cells"]), layout["chunk"])
+    def _chunks(self, group: int | None = None) -> list[store.Chunk]:
+        return store.chunks(self.manifest, group)
 
-    def _all_chunks(self) -> list[chunks.Chunk]:
-        return [c for g in range(len(self.request.groups)) for c in self._chunks(g)]
+    def _is_done(self, chunk: store.Chunk) -> bool:
+        return self._exists(chunk, "chunks")
 
-    def _is_done(self, chunk: chunks.Chunk) -> bool:
-        return (
-            self.root is not None and (self.root / "chunks" / chunk.filename).exists()
+    def _exists(self, chunk: store.Chunk, *folders: str) -> bool:
+        """Whether one of the folders has a file of the chunk."""
+        root = self.root
+        return root is not None and any(
+            (root / folder / chunk.filename).exists() for folder in folders
         )
 
-    def _checkpoint(self, chunk: chunks.Chunk) -> Path | None:
-        return None if self.root is None else self.root / "segments" / chunk.filename
-
-    def _has_begun(self, chunk: chunks.Chunk) -> bool:
-        path = self._checkpoint(chunk)
-        return self._is_done(chunk) or (path is not None and path.exists())
-
-    def _finish(self, chunk: chunks.Chunk, arrays) -> None:
+    def _finish(self, chunk: store.Chunk, arrays) -> None:
         if self.root is None:
-            self.results.insert(chunk.group, chunk.start, arrays)
+            self.results.insert(chunk, arrays)
         else:
             store.write_arrays(self.root / "chunks" / chunk.filename, arrays)
             (self.root / "segments" / chunk.filename).unlink(missing_ok=True)
@@ -205,7 +197,7 @@ class _Run:
 
     def all(self) -> None:
         """Run what is not done yet."""
-        every = self._all_chunks()
+        every = self._chunks()
         done = [c for c in every if self._is_done(c)]
         with (
             Progress(self._lanes(every), self._lanes(done)) as progress,
@@ -236,13 +228,9 @@ class _Run:
             program = self._program(group, progress)
             for chunk in self._chunks(group):
                 if not self._is_done(chunk):
-                    arrays = chunks.run(
-                        self.request,
-                        program,
-                        chunk,
-                        checkpoint=self._checkpoint(chunk),
-                        advance=advance,
-                    )
+                    path = self.root and self.root / "segments" / chunk.filename
+                    settings = {"checkpoint": path, "advance": advance}
+                    arrays = chunks.run(self.request, program, chunk, **settings)
                     self._finish(chunk, arrays)
 
     def _program(self, group: int, progress: Progress):
@@ -251,7 +239,9 @@ class _Run:
         Once a chunk of the group has begun its width stands: the bits depend on it.
         """
         layout = self.manifest["layout"][group]
-        has_begun = any(map(self._has_begun, self._chunks(group)))
+        has_begun = any(
+            self._exists(c, "chunks", "segments") for c in self._chunks(group)
+        )
         while True:
             width = layout["width"]
             try:
@@ -277,10 +267,10 @@ class _Run:
         self, executor: concurrent.futures.Executor, advance: Callable[[float], None]
     ) -> None:
         payload = tasks.pack(self.compiled)
+        widths = [layout["width"] for layout in self.manifest["layout"]]
         waiting = {
-            executor.submit(tasks.run_chunk, payload, layout["width"], chunk): chunk
-            for group, layout in enumerate(self.manifest["layout"])
-            for chunk in self._chunks(group)
+            executor.submit(tasks.run_chunk, payload, widths[chunk.group], chunk): chunk
+            for chunk in self._chunks()
             if not self._is_done(chunk)
         }
         failure = None
@@ -315,7 +305,7 @@ class _Run:
         """What to say on Ctrl-C."""
         if self.root is None:
             return "Stopped. Nothing was kept: the sweep had no `directory`."
-        every = self._all_chunks()
+        every = self._chunks()
         done = sum(map(self._is_done, every))
         return (
             f"Stopped. {done} of {len(every)} chunks are kept in {self.root}. Go on "

@@ -37,7 +37,7 @@ class Dimension:
 
     Attributes:
         fields: Names of the fields of HParams.
-        points: `points[i][j]` is the value of `fields[j]` at index i.
+        points: Values of the fields: `points[i][j]` is that of `fields[j]` at index i.
     """
 
     fields: tuple[str, ...]
@@ -54,9 +54,9 @@ class Group:
     """Cells that one program serves.
 
     Attributes:
-        static: Field -> value, equal in all its cells.
-        traced: Field -> array over its cells.
-        cells: Flat indices of its cells.
+        static: Name of a static field -> its value, equal in all the cells.
+        traced: Name of a traced field -> its values, of shape (cells,).
+        cells: Flat indices of the cells, of shape (cells,).
     """
 
     static: dict[str, Any]
@@ -152,12 +152,10 @@ def is_static(field: dataclasses.Field, default: Any) -> bool:
 
 def _checked(field: dataclasses.Field, default: Any, value: Any) -> Any:
     """`value` as a plain Python number, bool or string that fits the field."""
-    if isinstance(value, np.generic | np.ndarray | jax.Array):
-        if value.ndim:
-            raise ValueError(f"Axis {field.name!r} takes scalars, got {value!r}.")
-        value = value.item()
-    if _is_point(value):
+    if _is_point(value) or getattr(value, "ndim", 0):
         raise ValueError(f"Axis {field.name!r} takes scalars, got {value!r}.")
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        value = value.item()
     if np.ndim(default):
         raise ValueError(
             f"Axis {field.name!r}: the field is an array of shape {np.shape(default)}; "

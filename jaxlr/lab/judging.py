@@ -43,6 +43,10 @@ class Judgement:
 def claims(experiment: Experiment, results: "xr.Dataset") -> list[Claim]:
     """The experiment's claims about `results`; none if it makes none.
 
+    Args:
+        experiment: The experiment that makes the claims.
+        results: What `sweep` or `load` returns.
+
     Raises:
         ValueError: If `experiment.claims` returns no list of at least one `Claim`.
     """
@@ -63,7 +67,7 @@ def judge(
     """Judge the claims and draw the figure, both kept in the run directory.
 
     Args:
-        experiment: Whose claims and figure.
+        experiment: The experiment whose claims and figure are wanted.
         results: What `sweep` or `load` returns.
         directory: The run directory. The file of claims, which marks a run as judged,
             is written only if the run is complete.

@@ -48,24 +48,26 @@ def host_bytes() -> int:
     return max(0, min(found))
 
 
+def _figure(path: str, name: str) -> int | None:
+    """A figure that Linux gives in KiB, in bytes; None on other systems."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields[name].split()[0]) * 1024
+
+
 def _own(name: str) -> int:
     """A figure of this process's status, in bytes; 0 where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:  # not Linux
-        return 0
-    status = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(status[name].split()[0]) * 1024
+    return _figure("/proc/self/status", name) or 0
 
 
 def _machine_free() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux: half of what is built in
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return pages // 2
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    free = _figure("/proc/meminfo", "MemAvailable")
+    if free is None:  # half of what is built in
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return free
 
 
 def _cgroups():

@@ -27,11 +27,11 @@ class GroupPlan:
     """One compile group.
 
     Attributes:
-        static: The static fields that its cells share.
-        num_cells: Its cells.
-        width: Cells of a chunk on one device.
-        num_chunks: Its chunks.
-        bytes: What a chunk is estimated to take on one device.
+        static: The static fields that its cells share: name -> value.
+        num_cells: Number of its cells.
+        width: Number of cells of a chunk on one device.
+        num_chunks: Number of its chunks.
+        bytes: Bytes that a chunk is estimated to take on one device.
     """
 
     static: dict[str, Any]
@@ -46,15 +46,15 @@ class Plan:
     """A sweep's plan; printing it gives a summary.
 
     Attributes:
-        name: The experiment.
-        dims: Dimension -> length.
-        num_cells: Cells in all.
-        num_seeds: Seeds of every cell.
-        groups: Compile groups: one compilation each.
-        num_devices: Devices that share a chunk.
-        device_kind: What they are.
-        available_bytes: Free memory of one device.
-        result_bytes: What the results take on the host.
+        name: Name of the experiment.
+        dims: Name of a dimension -> its length.
+        num_cells: Number of cells in all.
+        num_seeds: Number of seeds of every cell.
+        groups: The compile groups: one compilation each.
+        num_devices: Number of devices that share a chunk.
+        device_kind: What kind of devices they are.
+        available_bytes: Bytes of free memory of one device.
+        result_bytes: Bytes that the results take on the host.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def num_chunks(self) -> int:
-        """Chunks in all."""
+        """Number of chunks in all."""
         return sum(group.num_chunks for group in self.groups)
 
     def __str__(self):
@@ -108,6 +108,18 @@ def plan(
     """Say what `sweep` with the same arguments will do. Nothing is run or written.
 
     Costs one trace a group, and the compiles of the memory fit (kept for the sweep).
+
+    Args:
+        experiment: The experiment to run.
+        axes: The axes to sweep; None for the experiment's own.
+        num_seeds: Number of seeds of every cell; None for the experiment's own.
+        seed: Seed of the root key.
+        directory: Directory of the run; the plan does not look into it.
+        resume: Whether the sweep would go on with a run; the plan is that of all cells.
+        chunk: Largest number of cells of a chunk; None for what fits into memory.
+        devices: Devices that share the cells of every chunk; None for all local ones.
+        backend: `"shard_map"` or `"pmap"`.
+        executor: What would run the chunks elsewhere: there are more of them then.
 
     Raises:
         ValueError: As `sweep` does.
@@ -157,8 +169,15 @@ def chunk_function(
 ) -> tuple[Callable[..., list[jax.Array]], tuple[Any, ...]]:
     """A sweep's chunk as a function of one device, and the shapes of its arguments.
 
-    It is that of the compile group with the largest footprint, in 32-bit types (a TPU
-    has no others), `chunk` cells wide (None: the whole group).
+    It is that of the compile group with the largest footprint, in 32-bit types: a TPU
+    has no others.
+
+    Args:
+        experiment: The experiment whose chunk is wanted.
+        axes: The axes of the sweep; None for the experiment's own.
+        num_seeds: Number of seeds of every cell; None for the experiment's own.
+        seed: Seed of the root key.
+        chunk: Largest number of cells of the chunk; None for the whole group.
 
     Raises:
         ValueError: As `sweep` does.

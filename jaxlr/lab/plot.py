@@ -23,11 +23,12 @@ def draw_seeds(
     """Draw the median over seeds, and the range of the seeds behind it.
 
     Args:
-        axis: Matplotlib's axes.
+        axis: The axes of matplotlib to draw in.
         curves: Values with two dimensions, "seed" and that of `x`; those that are not
             finite are left out.
-        x: Coordinate to draw against.
-        **style: Of the line, as `axis.plot` takes it.
+        x: Name of the coordinate to draw against.
+        **style: Properties of the median's line, which `axis.plot` takes: color, ls,
+            lw, marker, label and so on.
     """
     (dim,) = curves[x].dims
     values = curves.transpose("seed", dim).values

@@ -10,11 +10,11 @@ class Progress:
     A bar appears on a terminal or in a notebook, nowhere else.
 
     Args:
-        total: Lanes in all.
-        done: Lanes that an earlier process finished.
+        num_lanes: Number of lanes in all.
+        num_done: Number of those that an earlier process finished.
     """
 
-    def __init__(self, total: int, done: int = 0):
+    def __init__(self, num_lanes: int, num_done: int = 0):
         from rich import progress as rich_progress
         from rich.console import Console
 
@@ -32,7 +32,7 @@ class Progress:
             disable=not (console.is_terminal or console.is_jupyter),
         )
         self._task = self._bar.add_task(
-            "Sweep", total=total, completed=done, compiled=0
+            "Sweep", total=num_lanes, completed=num_done, compiled=0
         )
 
     def __enter__(self):

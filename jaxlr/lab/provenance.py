@@ -64,7 +64,7 @@ def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str,
     """Everything that must be equal for a run to go on.
 
     Args:
-        compiled: The sweep.
+        compiled: The sweep to describe.
         groups: Indices of the groups whose computation is included; None for all.
     """
     request = compiled.request
@@ -99,7 +99,7 @@ def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
     """What a run directory records before it starts.
 
     Args:
-        compiled: The sweep.
+        compiled: The sweep to describe.
         widths: Number of cells of a chunk on one device, for every group.
     """
     request = compiled.request

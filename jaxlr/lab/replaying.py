@@ -35,10 +35,12 @@ def replay(
 
     Args:
         directory: The run directory.
-        cell: Field -> value; dimensions of one point may be left out.
+        cell: Values of the cell's swept fields: name -> value. A dimension of one point
+            may be left out.
         seed: Index of the seed, in 0..num_seeds - 1.
-        experiment: None: what this process swept there, else what the recorded name or
-            path leads to. Its settings are those of the run, whatever it declares.
+        experiment: The experiment to run, at the settings of the run, whatever it
+            declares. None for what this process swept there, else for what the recorded
+            name or path leads to.
 
     Returns:
         The cell's metrics. `attrs["replay"]` says what equality can be expected here
@@ -57,9 +59,9 @@ def replay(
     seed = checks.count("seed", seed, least=0, most=config["num_seeds"] - 1)
     index = grid.find_cell(dims, cell)
     group, where = next(
-        (g, int(np.flatnonzero(part.cells == index)[0]))
+        (g, int(where))
         for g, (part, _) in enumerate(groups)
-        if index in part.cells
+        for where in np.flatnonzero(part.cells == index)
     )
     layout = manifest["layout"][group]
     experiment = experiment or SWEPT.get(directory.resolve()) or find.recorded(manifest)
@@ -91,11 +93,11 @@ def replay(
     place = where % layout["chunk"] % layout["width"]
     values = chunks.pad(request, program, group, np.asarray([where]))
     arrays = chunks.run_lanes(request, program, values)
-    number = where // layout["chunk"]
-    path = directory / "chunks" / store.chunk_name(group, number)
+    chunk = store.chunks(manifest, group)[where // layout["chunk"]]
+    path = directory / "chunks" / chunk.filename
     sentence, is_equal = "Its chunk was not finished: nothing to compare.", False
     if path.exists():
-        at = where - number * layout["chunk"]
+        at = where - chunk.start
         stored = {k: x[seed, at] for k, x in store.read_arrays(path).items()}
         found = {k: x[seed, place] for k, x in arrays.items()}
         sentence, is_equal = _compare(stored, found, changed)
@@ -108,9 +110,8 @@ def replay(
         | {"config": config | {"axes": points, "num_seeds": 1}}
         | {"layout": [layout | {"cells": [0]}]}
     )
-    one.insert(
-        0, 0, {k: x[seed : seed + 1, place : place + 1] for k, x in arrays.items()}
-    )
+    lane = {k: x[seed : seed + 1, place : place + 1] for k, x in arrays.items()}
+    one.insert(store.Chunk(0, 0, 0, 1), lane)
     again = one.dataset().assign_coords(seed=[seed])
     again = again.squeeze(["seed", *(dim.name for dim in dims)])
     return again.assign_attrs(replay=sentence, is_equal=int(is_equal))
@@ -157,10 +158,8 @@ def _as_recorded(experiment: Experiment, config: Mapping[str, Any]) -> Experimen
     """The experiment at the run's settings: a smoke size or flags may have set some."""
     changes = {}
     for name, value in grid.plain_fields(experiment.hparams).items():
-        default, recorded = (
-            getattr(experiment.hparams, name),
-            config["hparams"].get(name),
-        )
+        default = getattr(experiment.hparams, name)
+        recorded = config["hparams"].get(name)
         if recorded is None or recorded == value:
             continue
         if isinstance(default, bool | int | float | str):

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from jaxlr.lab.judging import Judgement
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, is_error: bool = False) -> Console:
     """A console; wide where nobody's terminal sets the width."""
-    stream = sys.stderr if stderr else sys.stdout
+    stream = sys.stderr if is_error else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
 
 
 def error(message: str) -> None:
     """Print one red line on stderr, unbroken so that it can be searched and copied."""
-    console(stderr=True).print(Text(message, "red"), soft_wrap=True)
+    console(is_error=True).print(Text(message, "red"), soft_wrap=True)
 
 
 def table(

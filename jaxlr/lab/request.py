@@ -20,7 +20,7 @@ class Request:
     """The arguments of a sweep that decide its results, validated; `make` makes one.
 
     Attributes:
-        experiment: What to run.
+        experiment: The experiment to run.
         dims: The sweep's dimensions.
         num_seeds: Number of seeds of every cell.
         seed: Seed of the root key.

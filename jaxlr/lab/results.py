@@ -32,21 +32,21 @@ class Results:
     def __init__(self, manifest: Mapping[str, Any], has_gaps: bool = False):
         self.manifest, self.has_gaps = manifest, has_gaps
         self.dims, self.groups = from_manifest(manifest)
-        self.metrics = merged_metrics(self.groups, has_gaps)
+        self.metrics = {
+            name: (_COUNTERS[name], np.dtype(np.int32)) for name in manifest["counters"]
+        } | merged_metrics(self.groups, has_gaps)
         self.num_seeds = manifest["config"]["num_seeds"]
         lanes = (sum(len(group.cells) for group, _ in self.groups), self.num_seeds)
-        self.arrays: dict[str, np.ndarray] = {
-            name: np.full(lanes, -1, np.int32) for name in manifest["counters"]
-        }
+        self.arrays: dict[str, np.ndarray] = {}
         for name, (metric, dtype) in self.metrics.items():
-            blank = np.nan if dtype.kind in "fc" else 0
+            blank = -1 if name in _COUNTERS else np.nan if dtype.kind in "fc" else 0
             self.arrays[name] = np.full((*lanes, *metric.shape), blank, dtype)
 
-    def insert(self, group: int, start: int, chunk: Mapping[str, np.ndarray]) -> None:
+    def insert(self, chunk: store.Chunk, arrays: Mapping[str, np.ndarray]) -> None:
         """Put a finished chunk, leaves (seed, cell, ...), in its place."""
-        for name, array in chunk.items():
+        cells = self.groups[chunk.group][0].cells[chunk.start : chunk.stop]
+        for name, array in arrays.items():
             array = np.swapaxes(array, 0, 1)
-            cells = self.groups[group][0].cells[start : start + len(array)]
             own = tuple(slice(n) for n in array.shape[2:])
             target = self.arrays[name]
             target[(cells, slice(None), *own)] = array.astype(target.dtype, copy=False)
@@ -58,19 +58,13 @@ class Results:
         names = [dim.name for dim in self.dims]
         lead = grid.shape(self.dims)
         variables: dict[str, Any] = {}
-        for name, array in self.arrays.items():
-            metric = self.metrics[name][0] if name in self.metrics else None
-            own = metric.dims if metric else ()
-            notes = dict(_NOTES.get(name, {}))
-            if metric:
-                pairs = {"long_name": metric.long_name, "units": metric.units}
-                notes |= {k: v for k, v in pairs.items() if v}
-                if metric.dtype != array.dtype.name:
-                    notes["stored_dtype"] = metric.dtype
+        for name, (metric, dtype) in self.metrics.items():
+            notes = {"long_name": metric.long_name, "units": metric.units}
+            notes["stored_dtype"] = metric.dtype if metric.dtype != dtype.name else ""
             variables[name] = (
-                (*names, "seed", *own),
-                array.reshape(*lead, self.num_seeds, *array.shape[2:]),
-                notes,
+                (*names, "seed", *metric.dims),
+                self.arrays[name].reshape(*lead, self.num_seeds, *metric.shape),
+                {k: v for k, v in notes.items() if v},
             )
         for dim, lengths in self._lengths().items():
             variables[f"{dim}_length"] = (names, lengths.reshape(lead))
@@ -78,18 +72,14 @@ class Results:
         for dim in self.dims:
             if len(dim.fields) > 1:
                 coords[dim.name] = np.arange(len(dim.points))
-            for field, values in zip(
-                dim.fields, zip(*dim.points, strict=True), strict=True
-            ):
+            for j, field in enumerate(dim.fields):
                 notes = self.manifest["field_notes"].get(field, {})
-                coords[field] = (dim.name, np.asarray(values), notes)
-        sizes = {
-            dim: length
-            for metric, _ in self.metrics.values()
-            for dim, length in zip(metric.dims, metric.shape, strict=True)
-        }
-        if "step" in sizes:
-            steps = np.arange(sizes["step"]) * self.manifest["config"]["every"]
+                values = np.asarray([point[j] for point in dim.points])
+                coords[field] = (dim.name, values, notes)
+        curves = [m for m, _ in self.metrics.values() if "step" in m.dims]
+        if curves:
+            num_rows = max(m.shape[m.dims.index("step")] for m in curves)
+            steps = np.arange(num_rows) * self.manifest["config"]["every"]
             coords["step"] = ("step", steps, {"units": "1", "long_name": "Step"})
         attrs = attributes(self.manifest) | {"is_complete": int(not self.has_gaps)}
         return xr.Dataset(variables, coords, attrs)
@@ -101,15 +91,17 @@ class Results:
         for group, metrics in self.groups:
             for metric in metrics.values():
                 for dim, length in zip(metric.dims, metric.shape, strict=True):
-                    lengths.setdefault(dim, np.zeros(num_cells, int))[group.cells] = (
-                        length
-                    )
+                    found = lengths.setdefault(dim, np.zeros(num_cells, int))
+                    found[group.cells] = length
         return {dim: x for dim, x in lengths.items() if len(set(x.tolist())) > 1}
 
 
-_NOTES = {
-    "diverged_at": {"long_name": "First step with a value not finite; -1: none"},
-    "ended_at": {"long_name": "Steps taken when the lane ended; -1: it never did"},
+_COUNTERS = {
+    name: Metric((), (), "int32", long_name=text)
+    for name, text in (
+        ("diverged_at", "First step with a value not finite; -1: none"),
+        ("ended_at", "Steps taken when the lane ended; -1: it never did"),
+    )
 }
 
 
@@ -223,6 +215,9 @@ def diverged_at(
 def load(directory: str | Path) -> "xr.Dataset":
     """The results of a run directory, finished or not; runs no code of its author.
 
+    Args:
+        directory: The run directory.
+
     Cells that are not computed yet are NaN (integers become floats for it; counters are
     -1), and `attrs["is_complete"]` says whether there are any.
 
@@ -231,15 +226,12 @@ def load(directory: str | Path) -> "xr.Dataset":
     """
     directory = Path(directory)
     manifest = store.read_manifest(directory)
-    files = [
-        (group, start, directory / "chunks" / store.chunk_name(group, chunk))
-        for group, layout in enumerate(manifest["layout"])
-        for chunk, start in enumerate(range(0, len(layout["cells"]), layout["chunk"]))
-    ]
-    present = [(group, start, path) for group, start, path in files if path.exists()]
-    results = Results(manifest, has_gaps=len(present) < len(files))
-    for group, start, path in present:
-        results.insert(group, start, store.read_arrays(path))
+    chunks = store.chunks(manifest)
+    paths = {chunk: directory / "chunks" / chunk.filename for chunk in chunks}
+    paths = {chunk: path for chunk, path in paths.items() if path.exists()}
+    results = Results(manifest, has_gaps=len(paths) < len(chunks))
+    for chunk, path in paths.items():
+        results.insert(chunk, store.read_arrays(path))
     return results.dataset()
 
 
@@ -316,8 +308,8 @@ def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
 
     Args:
         results: What `sweep` or `load` returns.
-        **values: Coordinates by name, each with the value, or the list of values, that
-            the cells have.
+        **values: Name of a coordinate -> the value, or the list of values, that it has
+            in the wanted cells.
 
     Raises:
         ValueError: If no cell has one of them: a claim about nothing would hold.

@@ -11,6 +11,7 @@ executes anything: npz without pickle, JSON. zip's own checksums reveal corrupti
 
 from collections.abc import Mapping
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -172,9 +173,44 @@ def is_run(directory: Path) -> bool:
     return False
 
 
-def chunk_name(group: int, chunk: int) -> str:
-    """File name of a chunk, finished or in flight."""
-    return f"g{group:03d}-c{chunk:05d}.npz"
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Cells `start:stop` of a group.
+
+    Attributes:
+        group: Index of the group.
+        index: Index of the chunk in its group.
+        start: Index of the first cell, counted in the group.
+        stop: Index after the last cell.
+    """
+
+    group: int
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def filename(self) -> str:
+        """Name of the file of the finished chunk, and of that of its checkpoint."""
+        return f"g{self.group:03d}-c{self.index:05d}.npz"
+
+
+def chunks(manifest: Mapping[str, Any], group: int | None = None) -> list[Chunk]:
+    """The chunks of a run, in order.
+
+    Args:
+        manifest: The manifest of the run.
+        group: Index of the group whose chunks are wanted; None for all groups.
+    """
+    found = []
+    for g, layout in enumerate(manifest["layout"]):
+        size, num_cells = layout["chunk"], len(layout["cells"])
+        found += [
+            Chunk(g, i, start, min(start + size, num_cells))
+            for i, start in enumerate(range(0, num_cells, size))
+            if group in (None, g)
+        ]
+    return found
 
 
 def clean(directory: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlr.lab import chunks, find, provenance
+from jaxlr.lab import chunks, find, provenance, store
 from jaxlr.lab.compiled import Compiled, kept, settings
 
 
@@ -29,13 +29,14 @@ class Payload:
     """A sweep that travels.
 
     Attributes:
-        module: Name of the module of the experiment's functions.
-        file: Its file; None for a notebook or script, whose functions travel whole.
+        module: Name of the module that defines the experiment's functions.
+        file: File of the module; None for a notebook or script, whose functions travel
+            whole.
         source: Digest of the file: a worker may have loaded an earlier version.
-        process: Who sent it; there, the module is as it should be.
-        settings: jax's switches, as (name, value), that the worker takes over.
-        config: What must be equal there, as JSON.
-        content: The sweep, pickled.
+        process: Host and process id of the sender, whose module is as it should be.
+        settings: Switches of jax, as (name, value), that the worker takes over.
+        config: What must be equal in the worker, as JSON.
+        content: The request, pickled.
     """
 
     module: str
@@ -91,7 +92,7 @@ def _this_process() -> tuple[str, int]:
 
 
 def run_chunk(
-    payload: Payload, width: int, chunk: chunks.Chunk
+    payload: Payload, width: int, chunk: store.Chunk
 ) -> dict[str, np.ndarray]:
     """Run one chunk in a worker, `width` cells on each of its devices.
 

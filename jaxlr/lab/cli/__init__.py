@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: Arguments; None: those of this process.
+        argv: The arguments; None for those of this process.
 
     Returns:
         The exit status: 0; 1 if a claim fails or cannot be judged, or a replay or a

@@ -1,7 +1,6 @@
 """`--axis NAME=SPEC`: the grammar, and how given axes meet an experiment's own."""
 
 from collections.abc import Mapping
-import difflib
 from typing import Any
 
 
@@ -34,7 +33,7 @@ def parse_axis(text: str) -> tuple[str | tuple[str, ...], Any]:
 
 
 def _parse_axis(text):
-    from jaxlr.core.types import Uniform
+    from jaxlr.core import Uniform
 
     left, has_equals, right = text.partition("=")
     names = tuple(name.strip().replace("-", "_") for name in left.split("/"))
@@ -64,13 +63,10 @@ def _values(spec: str) -> Any:
         return tuple(scalar(token) for token in spec.split(","))
     import numpy as np
 
-    from jaxlr.core.types import LogUniform, Uniform
+    from jaxlr.core import checks, LogUniform, Uniform
 
     kind, *rest = spec.split(":")
-    if kind not in _RANGES:
-        nearest = difflib.get_close_matches(kind, _RANGES, 1)
-        hint = f" did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"unknown range {kind!r};{hint} valid: {', '.join(_RANGES)}.")
+    checks.choice("range", kind, _RANGES)
     try:
         low, high, num = rest
         ends, num = (scalar(low), scalar(high)), int(num)
@@ -81,12 +77,11 @@ def _values(spec: str) -> Any:
         return Uniform(low, high, num)
     if kind == "loguniform":
         return LogUniform(low, high, num)
-    if num < 2:
-        raise ValueError(f"a range with both ends has 2 values or more, got {num}.")
-    if not np.isfinite((low, high)).all():
-        raise ValueError(f"the ends must be finite, got {low} and {high}.")
-    if kind == "log" and min(low, high) <= 0:
-        raise ValueError(f"a log range has positive ends, got {low} and {high}.")
+    checks.count("NUM", num, least=2)
+    if kind == "log":
+        checks.positive("LOW:HIGH", (low, high))
+    else:
+        checks.within("LOW:HIGH", (low, high), -np.inf, np.inf, ends="()")
     values = (np.geomspace if kind == "log" else np.linspace)(low, high, num)
     whole = np.rint(values)
     if all(isinstance(end, int) for end in ends) and np.allclose(values, whole, 1e-12):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from jaxlr.core import Experiment
-    from jaxlr.lab.cli.flags import General, Request
+    from jaxlr.lab.cli.flags import General, Invocation
 
 RUNS = Path("runs")
 
@@ -29,15 +29,15 @@ def list_() -> int:
     return 0
 
 
-def run(request: "Request") -> int:
+def run(invocation: "Invocation") -> int:
     """Plan, sweep, judge the claims, draw the figure; say where everything went."""
     from jaxlr import lab
     from jaxlr.lab import report
 
     console = report.console()
-    general, experiment = request.general, request.experiment
+    general, experiment = invocation.general, invocation.experiment
     directory = _directory(general, experiment.name)
-    for note in request.notes:
+    for note in invocation.notes:
         console.print(note, markup=False)
     arguments: dict[str, Any] = {
         "num_seeds": general.seeds,
@@ -48,9 +48,9 @@ def run(request: "Request") -> int:
         "devices": _devices(general.device),
         "backend": general.backend,
     }
-    plan = lab.plan(experiment, request.axes, **arguments)
+    plan = lab.plan(experiment, invocation.axes, **arguments)
     console.print(str(plan), markup=False)
-    results = lab.sweep(experiment, request.axes, **arguments)
+    results = lab.sweep(experiment, invocation.axes, **arguments)
     return _conclude(experiment, results, directory)
 
 
@@ -62,20 +62,18 @@ _Recorded = Annotated[
         metavar="NAME_OR_PATH", help_behavior_hint="(default: what the run recorded)"
     ),
 ]
+_Cell = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
+]
 _Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 
-def show(
-    run: _Run,
-    /,
-    *,
-    experiment: _Recorded = None,
-) -> int:
+def show(run: _Run, /, *, experiment: _Recorded = None) -> int:
     """Show a run's provenance and claims, and draw its figure anew.
 
     Args:
-        run: A run directory.
-        experiment: Whose claims and figure.
+        run: The run directory.
+        experiment: The experiment whose claims and figure are shown.
     """
     from jaxlr import lab
     from jaxlr.lab import report, store
@@ -91,19 +89,17 @@ def replay(
     run: _Run,
     /,
     *,
-    cell: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
-    ] = (),
+    cell: _Cell = (),
     seed: int = 0,
     experiment: _Recorded = None,
 ) -> int:
     """Run one cell of a run again, and compare it with what was stored.
 
     Args:
-        run: A run directory.
-        cell: The swept fields of the cell.
+        run: The run directory.
+        cell: The values of the cell's swept fields.
         seed: Index of the seed.
-        experiment: What to run.
+        experiment: The experiment that is run.
 
     Raises:
         ValueError: If a word of `cell` is not NAME=VALUE.
@@ -140,8 +136,8 @@ def reproduce(
     """Judge all claims of all experiments, in one table.
 
     Args:
-        names: Only these experiments.
-        smoke: At the small sizes, which run in seconds.
+        names: The experiments that are run.
+        smoke: Run them at their small sizes, in seconds each.
     """
     from jaxlr import lab
     from jaxlr.lab import judging, report
@@ -183,8 +179,8 @@ def compile_(
     Args:
         experiment: A name from `jaxlr list`, or the path of a file of your own.
         target: The chip: v4, v5e, v5p, v6e or h100.
-        smoke: The small size.
-        chunk: Cells in flight at once.
+        smoke: Compile the small size.
+        chunk: Number of cells in flight at once.
     """
     import jax
 

@@ -90,14 +90,14 @@ class Run(General):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Invocation:
     """What a command line of `run` asks for.
 
     Attributes:
-        general: The general flags.
-        experiment: With every flag applied.
-        axes: What to sweep.
-        notes: What to tell the user about the two.
+        general: The flags that every experiment has.
+        experiment: The experiment, with every flag applied.
+        axes: The axes to sweep.
+        notes: What the user should know about the two, a sentence each.
     """
 
     general: General
@@ -106,7 +106,7 @@ class Request:
     notes: tuple[str, ...]
 
 
-def parse(args: Sequence[str], prog: str = "jaxlr run") -> Request:
+def parse(args: Sequence[str], prog: str = "jaxlr run") -> Invocation:
     """Read the arguments of `jaxlr run`.
 
     Raises:
@@ -148,7 +148,7 @@ def parse(args: Sequence[str], prog: str = "jaxlr run") -> Request:
         prog=f"{prog} {name}",
         description=f"Sweep {experiment.name}: its plan, results, claims and figure.",
     )
-    return _request(flags, experiment, dict(flags.hparams))
+    return _invocation(flags, experiment, dict(flags.hparams))
 
 
 def _hparams_flags(experiment: "Experiment") -> Any:
@@ -194,9 +194,9 @@ def _type(cls: type, name: str, default: Any) -> Any:
     return None
 
 
-def _request(
+def _invocation(
     flags: General, experiment: "Experiment", fixed: Mapping[str, Any]
-) -> Request:
+) -> Invocation:
     if flags.force and not flags.resume:
         raise ValueError("--force goes with --resume.")
     changes: dict[str, Any] = {}
@@ -220,4 +220,4 @@ def _request(
     notes = tuple(
         f"{name} is fixed by its flag: its axis is dropped." for name in dropped
     )
-    return Request(flags, experiment, merged, notes)
+    return Invocation(flags, experiment, merged, notes)
