@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 from jax import lax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlr.core import Count, lbfgs, Minimum, multistart, tree
+from jaxlr.core import checks, Count, lbfgs, Minimum, multistart, tree
 from jaxlr.covariance import constrain, hold, Kernel, unconstrain
 from jaxlr.covariance.training import LOG, ways
 
@@ -41,7 +40,7 @@ def cholesky(
     least = jnp.finfo(start.dtype).tiny
     jitter = lax.while_loop(fails, lambda j: jnp.maximum(10 * j, least), start)
     lower = jnp.linalg.cholesky(correlations + jitter * identity)
-    if not isinstance(lower, Tracer) and not jnp.all(jnp.isfinite(lower)):
+    if checks.known(lower) and not jnp.all(jnp.isfinite(lower)):
         raise ValueError(
             "The `kernels` give correlations that are not positive definite, nor with "
             f"a jitter of {jitter:.1g}."
