@@ -55,11 +55,11 @@ class HParams(eqx.Module):
     noise: Hyper = 0.1
     """Variance of the noise [variance of the process]."""
     num_starts: int = eqx.field(static=True, default=64)
-    """Random starts."""
+    """Number of random starts."""
     num_times: int = eqx.field(static=True, default=128)
-    """Points in time, on [0, 1]."""
+    """Number of points in time, on [0, 1]."""
     num_steps: int = eqx.field(static=True, default=60)
-    """Of L-BFGS, at most."""
+    """Bound on the steps of L-BFGS."""
 
 
 class Metrics(eqx.Module):
@@ -68,7 +68,7 @@ class Metrics(eqx.Module):
     final: Float[Array, " start"]
     """Log marginal likelihood above that of the truth [nat]."""
     steps_taken: Float[Array, " start"]
-    """Of L-BFGS [1]."""
+    """Number of steps that L-BFGS took [1]."""
     period: Float[Array, ""]
     """Period of the best [unit of time]."""
 

@@ -13,7 +13,6 @@ from jaxlr.core.optimizer import (
     from_optax as from_optax,
     OptaxInfo as OptaxInfo,
     OptaxState as OptaxState,
-    train as train,
 )
 from jaxlr.core.types import (
     Axis as Axis,

@@ -140,14 +140,3 @@ def epoch_batch(
     return jax.lax.dynamic_slice_in_dim(
         order, step % per_epoch * batch_size, batch_size
     )
-
-
-def train(value_and_grad_fn, optimizer, params_fn, batch_fn=lambda step: ()) -> Solver:
-    """To be deleted when no experiment calls it: `from_optax` in its old words."""
-    return from_optax(
-        None,  # pyright: ignore[reportArgumentType]
-        optimizer,
-        params_fn,
-        lambda key, step: batch_fn(step),
-        value_and_grad_fn=value_and_grad_fn,
-    )
