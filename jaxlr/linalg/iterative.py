@@ -306,7 +306,7 @@ def _conjugate(
     precondition,
     max_steps,
     floor,
-    tolerance=0.0,
+    tolerance: Hyper = 0.0,
     seen_fn=None,
     norm_fn=None,
     num_batch_axes=0,

@@ -77,7 +77,7 @@ def gauss_newton(
             return pull_back(operator.apply_factors(left, right)) + damping * d
 
         # A gap that stays, of noise, leaves rounding where its pull-back should vanish.
-        eps = jnp.finfo(y.dtype).eps
+        eps = float(jnp.finfo(y.dtype).eps)
         squares = operator.total(jnp.sum(gap**2)) * operator.isotropy
         change, _ = cg_steps(
             apply_normal,

@@ -92,7 +92,7 @@ def alternating_sketched(
                 downhill,
                 max_steps=num_inner,
                 # Well above rounding: eps^2, over the ridge in directions left open.
-                tolerance=jnp.finfo(downhill.dtype).eps ** 0.5,
+                tolerance=float(jnp.finfo(downhill.dtype).eps) ** 0.5,
                 preconditioner_fn=_sketch(key, operator, places, g, damping, size),
                 norm_fn=lambda r, z: jnp.sqrt(jnp.sum(r * z, axis=1, keepdims=True)),
                 num_batch_axes=1,
