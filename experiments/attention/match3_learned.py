@@ -43,7 +43,9 @@ import numpy as np
 import optax
 
 from jaxlr import attention, lab
-from jaxlr.core import checks, Claim, Experiment, Hyper, loop, train
+from jaxlr.core import checks, Claim, Experiment, from_optax, Hyper, loop
+
+from ..common import training
 
 
 ARCHITECTURES = {  # modes of attention, heads, hidden features, blocks
@@ -80,7 +82,7 @@ class Metrics(eqx.Module):
     """After each round."""
 
     loss: Float[Array, " step"]
-    """Training loss, mean over the round [nat]."""
+    """On a fresh batch [nat]."""
     valid_auc: Float[Array, " step"]
     """Chance that a match is ranked rightly among validation sequences [1]."""
     auc: Float[Array, " step"]
@@ -165,15 +167,18 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         losses = optax.losses.sigmoid_binary_cross_entropy(jax.vmap(network)(x), label)
         return jnp.mean(losses)
 
+    def batch(_, step):
+        return (draw(jr.fold_in(train_key, step), hparams.batch_size),)
+
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 20, num_steps)
-    solver = train(
-        eqx.filter_value_and_grad(loss),
+    solver = from_optax(
+        loss,
         optax.chain(
             optax.clip_by_global_norm(1.0),
             optax.adam(lambda step: hparams.learning_rate * shape(step)),
         ),
         lambda key: Network(key, hparams),
-        lambda step: (draw(jr.fold_in(train_key, step), hparams.batch_size),),
+        batch,
     )
     x = draw(test_key, 2 * hparams.num_held_out)
     label, by_pair = matches(x, hparams.modulus)
@@ -181,25 +186,25 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def halves(x):
         return x.reshape(2, -1, hparams.num_positions)
 
-    def one_round(state, _):
-        state, infos = loop.run(solve_key, solver, hparams.num_updates, state=state)
+    def watch(state):
         score = jax.vmap(state.params)(x)
         aucs = jax.vmap(auc)(halves(score), halves(label), halves(by_pair))
         accuracy = jnp.mean(halves((score > 0) == label)[1])
-        return state, (jnp.mean(infos.loss), aucs, accuracy)
+        return loss(state.params, *batch(None, state.step)), aucs, accuracy
 
-    start = solver.init(solve_key)
-    _, curves = jax.lax.scan(one_round, start, length=hparams.num_rounds)
+    state, before = loop.run(
+        solve_key, solver, num_steps, every=hparams.num_updates, watch_fn=watch
+    )
+    losses, aucs, accuracy = training.after_blocks(before, watch(state))
     share = jnp.mean(halves(label)[1])
-    arrays = jax.tree.leaves(eqx.filter(start.params, eqx.is_inexact_array))
-    losses, aucs, accuracy = curves
+    size = training.num_parameters(state.params)
     return Metrics(
         loss=losses,
         valid_auc=aucs[:, 0],
         auc=aucs[:, 1],
         accuracy=accuracy,
         majority=jnp.maximum(share, 1 - share),
-        num_parameters=jnp.asarray(sum(x.size for x in arrays), share.dtype),
+        num_parameters=jnp.asarray(size, share.dtype),
     )
 
 

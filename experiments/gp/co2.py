@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, gp, lab
-from jaxlr.core import Axis, checks, Claim, Experiment
+from jaxlr.core import Axis, checks, Claim, Experiment, lbfgs, multistart
 from jaxlr.data import carbon_dioxide
 
 
@@ -157,7 +157,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     change = jr.normal(key, (hparams.num_starts, len(START)))
     starts = jnp.log(jnp.array(list(START.values()))) + 0.5 * change
-    fitted = gp.fit(loss, starts, max_num_steps=hparams.num_steps)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
     posterior = process(fitted.params).posterior(y)
     noise = jnp.exp(fitted.params[list(START).index("noise")]) + FLOOR
     mean, deviation = trend + posterior.mean, jnp.sqrt(posterior.variance + noise)

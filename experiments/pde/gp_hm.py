@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from jaxlr import lab, pde
-from jaxlr.core import Axis, checks, Claim, Experiment, from_optax, loop, Solver
+from jaxlr.core import Axis, checks, Claim, Experiment, from_optax, loop
 
 
 NUM_CHECKPOINTS = 60
@@ -98,12 +98,14 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
     adam = from_optax(loss_fn, optax.adam(1e-2), lambda _: init)
 
-    def step(key, state):
-        new, _ = adam.step(key, state)
-        return new, problem.error(state.params.u)
-
     every = -(-hparams.num_steps // NUM_CHECKPOINTS)
-    end, curve = loop.run(key, Solver(adam.init, step), hparams.num_steps, every=every)
+    end, curve = loop.run(
+        key,
+        adam,
+        hparams.num_steps,
+        every=every,
+        watch_fn=lambda state: problem.error(state.params.u),
+    )
     error = problem.error(end.params.u)
     points = benchmark.length * jr.uniform(key, (len(problem.grid), 50))
     found = pde.gp_hm_predict(end.params, problem, tuple(points))

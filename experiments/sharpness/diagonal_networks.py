@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import optax
 
 from jaxlr import lab, sharpness
-from jaxlr.core import Axis, Claim, Experiment, Hyper, loop, train
+from jaxlr.core import Axis, Claim, Experiment, from_optax, Hyper, loop
 
 
 EVERY = 50
@@ -91,28 +91,28 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def loss(params, x, y):
         return jnp.mean((x @ weights(params) - y) ** 2) / 4
 
-    solver = train(
-        sharpness.sam_value_and_grad(
+    solver = from_optax(
+        loss,
+        optax.sgd(hparams.eta),
+        lambda key: (jnp.full(size, hparams.alpha),) * 2,
+        lambda key, step: (x, y),
+        value_and_grad_fn=sharpness.sam_value_and_grad(
             loss,
             hparams.rho,
             is_normalized=False,
             num_shards=hparams.num_shards,
             backend="vmap",
         ),
-        optax.sgd(hparams.eta),
-        lambda key: (jnp.full(size, hparams.alpha),) * 2,
-        lambda step: (x, y),
     )
 
     def squared_error(params):
         return jnp.sum((weights(params) - truth) ** 2)
 
-    def step(key, state):
-        after, info = solver.step(key, state)
-        return after, (squared_error(state.params), info.loss)
+    def watch(state):
+        return squared_error(state.params), loss(state.params, x, y)
 
     state, (error, losses) = loop.run(
-        solve_key, solver._replace(step=step), hparams.num_steps, every=EVERY
+        solve_key, solver, hparams.num_steps, every=EVERY, watch_fn=watch
     )
     u, v = state.params
     return Metrics(

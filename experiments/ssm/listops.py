@@ -56,22 +56,15 @@ import numpy as np
 import optax
 
 from jaxlr import lab, ssm
-from jaxlr.core import (
-    checks,
-    Claim,
-    epoch_batch,
-    Experiment,
-    Hyper,
-    loop,
-    Solver,
-    train,
-)
+from jaxlr.core import checks, Claim, Experiment, from_optax, Hyper, loop, Solver
 from jaxlr.data import (
     listops,
     LISTOPS_VOCABULARY,
     ListOpsSplits,
     root_operator_accuracy,
 )
+
+from ..common.training import epoch_batches
 
 
 class Scale(NamedTuple):
@@ -194,12 +187,8 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
             optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
         )
 
-    def batch(step):
-        index = epoch_batch(key, step, len(tokens), scale.batch_size)
-        return tokens[index], lengths[index], labels[index]
-
-    training = train(
-        eqx.filter_value_and_grad(loss),
+    training = from_optax(
+        loss,
         ssm.adamw(
             hparams.learning_rate,
             hparams.system_learning_rate,
@@ -215,7 +204,7 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
             num_layers=scale.num_layers,
             is_bidirectional=True,
         ),
-        batch,
+        epoch_batches(key, scale.batch_size, tokens, lengths, labels),
     )
 
     # Together, in whole batches: one program less to compile, then another.

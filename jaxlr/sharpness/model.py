@@ -1,6 +1,6 @@
 """Small networks whose layers say that they are dense, and their losses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import itertools
 import math
 
@@ -63,7 +63,9 @@ class MLP(eqx.Module):
 
 
 def cross_entropy(
-    model: MLP, x: Float[Array, "n inputs"], labels: Int[Array, " n"]
+    model: Callable[[Array], Float[Array, "n out"]],
+    x: Float[Array, "n ..."],
+    labels: Int[Array, " n"],
 ) -> Float[Array, ""]:
     """Mean over examples of -log of the label's probability, in nats.
 
@@ -78,7 +80,9 @@ def cross_entropy(
 
 
 def accuracy(
-    model: MLP, x: Float[Array, "n inputs"], labels: Int[Array, " n"]
+    model: Callable[[Array], Float[Array, "n out"]],
+    x: Float[Array, "n ..."],
+    labels: Int[Array, " n"],
 ) -> Float[Array, ""]:
     """Share of the examples whose largest output is the label's, 0..1.
 
