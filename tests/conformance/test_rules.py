@@ -29,6 +29,7 @@ IN_FORCE = [
     "no_circles",
     "private_names_stay",
     "exceptions_are_needed",
+    "experiments_are_described",
     "settings_are_listed",
     "tests_check_something",
     "has_entry",
