@@ -233,20 +233,21 @@ def fit(key, hparams):
     keys, num_steps = jr.split(key, 3), 400
     data = digits(keys[0], num_train=640, label_noise=0.2)
 
-    def batch(step):
+    def batch(key, step):
         index = core.epoch_batch(keys[1], step, len(data.x), 64)
         return data.x[index], data.labels[index]
 
-    solver = core.train(
-        sharpness.sam_value_and_grad(
+    solver = core.from_optax(
+        sharpness.cross_entropy,
+        optax.sgd(optax.cosine_decay_schedule(0.1, num_steps), momentum=0.9),
+        lambda key: sharpness.MLP(key, (64, 64, 64, 10)),
+        batch,
+        value_and_grad_fn=sharpness.sam_value_and_grad(
             sharpness.cross_entropy,
             hparams.rho,
             num_shards=hparams.num_shards,
             backend="vmap",
         ),
-        optax.sgd(optax.cosine_decay_schedule(0.1, num_steps), momentum=0.9),
-        lambda key: sharpness.MLP(key, (64, 64, 64, 10)),
-        batch,
     )
     return loop.run(keys[2], solver, num_steps)[0].params, data
 

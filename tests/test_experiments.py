@@ -140,7 +140,7 @@ def test_claims_hold_at_full_size(name):
     assert [c.statement for c in claims if not c.holds] == []
 
 
-@by_name()
+@by_name(pytest.mark.slow)  # a second compile
 def test_run_is_pure(name):
     """The same key gives the same bits, another key does not; nothing leaks."""
     experiment = smoke(name)

@@ -33,11 +33,11 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     bound: Hyper = 1.0
-    """B, of the entries of queries and keys [1]."""
+    """Bound B on the entries of queries and keys [1]."""
     num_positions: int = eqx.field(static=True, default=128)
-    """Queries, and positions of either mode."""
+    """Number of queries, and of positions of either mode."""
     num_features: int = eqx.field(static=True, default=4)
-    """Of a head, d."""
+    """Number of features d of a head."""
 
 
 class Metrics(eqx.Module):
@@ -50,7 +50,7 @@ class Metrics(eqx.Module):
     largest: Float[Array, ""]
     """Largest output [1]."""
     degrees: Float[Array, " degree"]
-    """Degrees [1]."""
+    """Degrees of the polynomials [1]."""
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:

@@ -39,20 +39,20 @@ class HParams(eqx.Module):
     """One cell: a polynomial, at lengths around the one where it gets cheaper."""
 
     num_features: int = eqx.field(static=True, default=4)
-    """Of a head, d."""
+    """Number of features d of a head."""
     degree: int = eqx.field(static=True, default=4)
-    """Of the polynomial."""
+    """Degree of the polynomial."""
 
 
 class Metrics(eqx.Module):
     """Numbers at each length, and where the forms cost the same."""
 
     num_positions: Float[Array, " length"]
-    """Queries, and positions of either mode, n [1]."""
+    """Number n of queries, and of positions of either mode [1]."""
     exact: Float[Array, " length"]
-    """Of the exact form by tiles [flop]."""
+    """Cost of the exact form by tiles [flop]."""
     polynomial: Float[Array, " length"]
-    """Of the polynomial [flop]."""
+    """Cost of the polynomial [flop]."""
     crossover: Float[Array, ""]
     """Length of equal flops; NaN if it is not among these lengths [1]."""
     error: Float[Array, ""]

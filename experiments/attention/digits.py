@@ -38,9 +38,11 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 import optax
 
-from jaxlr import attention, lab
-from jaxlr.core import checks, Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr import attention, lab, sharpness
+from jaxlr.core import checks, Claim, Experiment, Hyper
 from jaxlr.data import digits
+
+from ..common import networks, training
 
 
 EXACT = {"implementation": "reference"}
@@ -66,32 +68,32 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     kind: str = eqx.field(static=True, default="tensor")
-    """Of attention: a name in `KINDS`."""
+    """Kind of attention: a name in `KINDS`."""
     learning_rate: Hyper = 1e-2
-    """Of AdamW, at the start; it falls to 0 as a cosine [1]."""
+    """Learning rate of AdamW at the start; it falls to 0 as a cosine [1]."""
     weight_decay: Hyper = 0.01
-    """Of AdamW [1]."""
+    """Weight decay of AdamW [1]."""
     num_features: int = eqx.field(static=True, default=32)
-    """Width."""
+    """Number of features of a row."""
     num_epochs: int = eqx.field(static=True, default=30)
-    """Passes over the training digits."""
+    """Number of passes over the training digits."""
     batch_size: int = eqx.field(static=True, default=50)
-    """Digits of a batch."""
+    """Number of digits in a batch."""
 
 
 class Metrics(eqx.Module):
     """After each epoch, and at the end."""
 
     loss: Float[Array, " step"]
-    """Training loss, mean over the epoch [nat]."""
+    """Training loss on the first batch, before the epoch [nat]."""
     valid_loss: Float[Array, " step"]
-    """Of the validation digits [nat]."""
+    """Loss on the validation digits [nat]."""
     accuracy: Float[Array, " step"]
     """Share of the test digits that are recognized [1]."""
     changed: Float[Array, ""]
     """Share of them read otherwise with the exponential instead [1]."""
     num_parameters: Float[Array, ""]
-    """Of the network [1]."""
+    """Number of the network's parameters [1]."""
 
 
 class Bounded(eqx.Module):
@@ -159,58 +161,46 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     sizes = {"num_train": NUM_TRAIN, "num_test": NUM_VALID + NUM_TEST}
     data = digits(data_key, **sizes, label_noise=0.0)
     x, held_out = (rows.reshape(-1, 8, 8) for rows in (data.x, data.test_x))
-    per_epoch = NUM_TRAIN // hparams.batch_size
+    (valid, test), (valid_labels, test_labels) = (
+        jnp.split(x, [NUM_VALID]) for x in (held_out, data.test_labels)
+    )
 
     def logits(network, x, options=options):
         return jax.vmap(lambda x: network(x, options))(x)
 
     def loss(network, x, labels):
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-            logits(network, x), labels
-        )
-        return jnp.mean(losses)
+        return sharpness.cross_entropy(lambda x: logits(network, x), x, labels)
 
-    def batch(step):
-        index = epoch_batch(order_key, step, NUM_TRAIN, hparams.batch_size)
-        return x[index], data.labels[index]
+    def watch(network):
+        found = read(logits(network, test))
+        accuracy = jnp.mean(found == test_labels)
+        return loss(network, valid, valid_labels), accuracy, found
 
-    schedule = optax.cosine_decay_schedule(
-        hparams.learning_rate, hparams.num_epochs * per_epoch
+    network, train_loss, before = training.train_epochs(
+        order_key,
+        solve_key,
+        hparams,
+        data._replace(x=x),
+        loss_fn=loss,
+        params_fn=lambda key: Network(key, hparams),
+        optimizer_fn=lambda num_steps: optax.adamw(
+            optax.cosine_decay_schedule(hparams.learning_rate, num_steps),
+            weight_decay=hparams.weight_decay,
+        ),
+        watch_fn=watch,
     )
-    solver = train(
-        eqx.filter_value_and_grad(loss),
-        optax.adamw(schedule, weight_decay=hparams.weight_decay),
-        lambda key: Network(key, hparams),
-        batch,
-    )
-    (valid, test), (valid_labels, test_labels) = (
-        jnp.split(x, [NUM_VALID]) for x in (held_out, data.test_labels)
-    )
-
-    def epoch(state, _):
-        state, infos = loop.run(solve_key, solver, per_epoch, state=state)
-        found = read(logits(state.params, test))
-        return state, (
-            jnp.mean(infos.loss),
-            loss(state.params, valid, valid_labels),
-            jnp.mean(found == test_labels),
-            found,
-        )
-
-    state, (train_loss, valid_loss, accuracy, found) = jax.lax.scan(
-        epoch, solver.init(solve_key), length=hparams.num_epochs
-    )
+    valid_loss, accuracy, found = training.after_blocks(before, watch(network))
     exactly = found[-1]
     if hparams.kind == "polynomial":
-        exactly = read(logits(state.params, test, scale | EXACT))
-    arrays = jax.tree.leaves(eqx.filter(state.params, eqx.is_inexact_array))
+        exactly = read(logits(network, test, scale | EXACT))
     changed = jnp.mean(exactly != found[-1])
+    size = training.num_parameters(network)
     return Metrics(
         loss=train_loss,
         valid_loss=valid_loss,
         accuracy=accuracy,
         changed=jnp.where(jnp.all(found[-1] >= 0), changed, jnp.nan),
-        num_parameters=jnp.asarray(sum(x.size for x in arrays), train_loss.dtype),
+        num_parameters=jnp.asarray(size, train_loss.dtype),
     )
 
 
@@ -260,8 +250,7 @@ def figure(results):
 
     page = Figure(figsize=(11, 4.4), layout="constrained")
     over_epochs, ends = page.subplots(1, 2)
-    epochs = np.arange(results.sizes["step"]) + 1
-    curves = results.assign_coords(epoch=("step", epochs))["accuracy"]
+    curves = networks.by_epoch(results, first=1)["accuracy"]
     kinds, rates = results["kind"].values, chosen(results)["learning_rate"].values
     for i, (kind, rate) in enumerate(zip(kinds, rates, strict=True)):
         cells = curves.sel(kind=kind, learning_rate=rate)

@@ -37,13 +37,13 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     modulus: int = eqx.field(static=True, default=1021)
-    """M."""
+    """Modulus M."""
     num_positions: int = eqx.field(static=True, default=64)
-    """N, integers of a sequence."""
+    """Number N of integers in a sequence."""
     num_sequences: int = eqx.field(static=True, default=16)
-    """Sequences."""
+    """Number of sequences."""
     sharpness: Hyper = 1.0
-    """c over (2 log N + 10) / (1 - b) [1]."""
+    """Factor c of the scores over (2 log N + 10) / (1 - b) [1]."""
 
 
 class Metrics(eqx.Module):

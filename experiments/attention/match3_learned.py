@@ -43,7 +43,9 @@ import numpy as np
 import optax
 
 from jaxlr import attention, lab
-from jaxlr.core import checks, Claim, Experiment, Hyper, loop, train
+from jaxlr.core import checks, Claim, Experiment, from_optax, Hyper, loop
+
+from ..common import training
 
 
 ARCHITECTURES = {  # modes of attention, heads, hidden features, blocks
@@ -59,30 +61,30 @@ class HParams(eqx.Module):
     architecture: str = eqx.field(static=True, default="tensor")
     """`tensor`, `matrix`, or `two_matrix` for two blocks of matrix attention."""
     learning_rate: Hyper = 3e-3
-    """Of Adam at its highest, after a twentieth of the steps; it falls to 0 [1]."""
+    """Highest learning rate of Adam, from which it falls to 0 [1]."""
     modulus: int = eqx.field(static=True, default=23)
-    """M."""
+    """Modulus M."""
     num_positions: int = eqx.field(static=True, default=8)
-    """N, integers of a sequence."""
+    """Number N of integers in a sequence."""
     num_features: int = eqx.field(static=True, default=32)
-    """Width."""
+    """Number of features of a position."""
     batch_size: int = eqx.field(static=True, default=64)
-    """Sequences of an update."""
+    """Number of sequences in an update."""
     num_updates: int = eqx.field(static=True, default=200)
-    """Of a round; scores are taken after each."""
+    """Number of updates in a round; scores are taken after each round."""
     num_rounds: int = eqx.field(static=True, default=10)
-    """Of training."""
+    """Number of rounds of training."""
     num_held_out: int = eqx.field(static=True, default=2048)
-    """Sequences to validate, and as many to test with."""
+    """Number of sequences to validate, and as many to test with."""
 
 
 class Metrics(eqx.Module):
     """After each round."""
 
     loss: Float[Array, " step"]
-    """Training loss, mean over the round [nat]."""
+    """On a fresh batch [nat]."""
     valid_auc: Float[Array, " step"]
-    """As `auc`, of validation sequences [1]."""
+    """Chance that a match is ranked rightly among validation sequences [1]."""
     auc: Float[Array, " step"]
     """Chance that a match is ranked rightly, where no pair makes a match [1]."""
     accuracy: Float[Array, " step"]
@@ -90,7 +92,7 @@ class Metrics(eqx.Module):
     majority: Float[Array, ""]
     """Share of all test positions that the larger class has [1]."""
     num_parameters: Float[Array, ""]
-    """Of the network [1]."""
+    """Number of the network's parameters [1]."""
 
 
 class Network(eqx.Module):
@@ -165,15 +167,18 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         losses = optax.losses.sigmoid_binary_cross_entropy(jax.vmap(network)(x), label)
         return jnp.mean(losses)
 
+    def batch(_, step):
+        return (draw(jr.fold_in(train_key, step), hparams.batch_size),)
+
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 20, num_steps)
-    solver = train(
-        eqx.filter_value_and_grad(loss),
+    solver = from_optax(
+        loss,
         optax.chain(
             optax.clip_by_global_norm(1.0),
             optax.adam(lambda step: hparams.learning_rate * shape(step)),
         ),
         lambda key: Network(key, hparams),
-        lambda step: (draw(jr.fold_in(train_key, step), hparams.batch_size),),
+        batch,
     )
     x = draw(test_key, 2 * hparams.num_held_out)
     label, by_pair = matches(x, hparams.modulus)
@@ -181,25 +186,25 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def halves(x):
         return x.reshape(2, -1, hparams.num_positions)
 
-    def one_round(state, _):
-        state, infos = loop.run(solve_key, solver, hparams.num_updates, state=state)
+    def watch(state):
         score = jax.vmap(state.params)(x)
         aucs = jax.vmap(auc)(halves(score), halves(label), halves(by_pair))
         accuracy = jnp.mean(halves((score > 0) == label)[1])
-        return state, (jnp.mean(infos.loss), aucs, accuracy)
+        return loss(state.params, *batch(None, state.step)), aucs, accuracy
 
-    start = solver.init(solve_key)
-    _, curves = jax.lax.scan(one_round, start, length=hparams.num_rounds)
+    state, before = loop.run(
+        solve_key, solver, num_steps, every=hparams.num_updates, watch_fn=watch
+    )
+    losses, aucs, accuracy = training.after_blocks(before, watch(state))
     share = jnp.mean(halves(label)[1])
-    arrays = jax.tree.leaves(eqx.filter(start.params, eqx.is_inexact_array))
-    losses, aucs, accuracy = curves
+    size = training.num_parameters(state.params)
     return Metrics(
         loss=losses,
         valid_auc=aucs[:, 0],
         auc=aucs[:, 1],
         accuracy=accuracy,
         majority=jnp.maximum(share, 1 - share),
-        num_parameters=jnp.asarray(sum(x.size for x in arrays), share.dtype),
+        num_parameters=jnp.asarray(size, share.dtype),
     )
 
 

@@ -46,15 +46,15 @@ class HParams(eqx.Module):
     """One cell: a form, and a length."""
 
     implementation: str = eqx.field(static=True, default="polynomial")
-    """As of `tensor_attention`."""
+    """A name of `tensor_attention`'s implementations."""
     num_features: int = eqx.field(static=True, default=4)
-    """Of a head, d."""
+    """Number of features d of a head."""
     degree: int = eqx.field(static=True, default=4)
-    """Of the polynomial; the exact form has none."""
+    """Degree of the polynomial; the exact form has none."""
     mask: str = eqx.field(static=True, default="none")
     """Which scores count: "none", "causal", "windows", or "ordered" and causal."""
     num_positions: int = eqx.field(static=True, default=1024)
-    """Queries, and positions of either mode, n."""
+    """Number n of queries, and of positions of either mode."""
 
 
 MASKS = {
@@ -69,9 +69,9 @@ class Metrics(eqx.Module):
     """Of a forward pass, and of one that is followed by the backward pass."""
 
     flops: Float[Array, ""]
-    """Of the value [flop]."""
+    """Cost of the value [flop]."""
     gradient_flops: Float[Array, ""]
-    """Of value and gradient [flop]."""
+    """Cost of value and gradient [flop]."""
     memory: Float[Array, ""]
     """Temporaries of the value [bytes]."""
     gradient_memory: Float[Array, ""]

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, gp, lab
-from jaxlr.core import Axis, checks, Claim, Experiment
+from jaxlr.core import Axis, checks, Claim, Experiment, lbfgs, multistart
 from jaxlr.data import carbon_dioxide
 
 
@@ -62,11 +62,11 @@ class HParams(eqx.Module):
     draw: int = eqx.field(static=True, default=0)
     """Number of the draw of what is held out [1]."""
     num_years: int = eqx.field(static=True, default=44)
-    """Years of the record, from 1958 on, at most 44."""
+    """Number of years of the record, from 1958 on, at most 44."""
     num_steps: int = eqx.field(static=True, default=40)
-    """Of L-BFGS, at most."""
+    """Bound on the steps of L-BFGS."""
     num_starts: int = eqx.field(static=True, default=1)
-    """Random starts of it."""
+    """Number of random starts of the training."""
 
 
 class Metrics(eqx.Module):
@@ -81,7 +81,7 @@ class Metrics(eqx.Module):
     values: Float[Array, " name"]
     """Hyper-parameters at the end, in the order of START."""
     residual: Float[Array, ""]
-    """Of the solve, relative [1]."""
+    """Relative residual of the solve [1]."""
     record: Float[Array, "year week"]
     """What was measured, 0 in gaps [ppm]."""
     is_held: Float[Array, "year week"]
@@ -157,7 +157,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     change = jr.normal(key, (hparams.num_starts, len(START)))
     starts = jnp.log(jnp.array(list(START.values()))) + 0.5 * change
-    fitted = gp.fit(loss, starts, max_num_steps=hparams.num_steps)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
     posterior = process(fitted.params).posterior(y)
     noise = jnp.exp(fitted.params[list(START).index("noise")]) + FLOOR
     mean, deviation = trend + posterior.mean, jnp.sqrt(posterior.variance + noise)

@@ -41,7 +41,7 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     percent: int = eqx.field(static=True, default=0)
-    """Points without a value: 0 or 30 [%]."""
+    """Share of points without a value: 0 or 30 [%]."""
     noises: tuple[float, ...] = eqx.field(
         static=True, default=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
     )
@@ -52,13 +52,13 @@ class Metrics(eqx.Module):
     """Errors relative to the dense results, one for each variance of the noise."""
 
     likelihood_error: Float[Array, " level"]
-    """Of the log marginal likelihood [1]."""
+    """Error of the log marginal likelihood [1]."""
     gradient_error: Float[Array, " level"]
-    """Of its gradient, in the Euclidean norm [1]."""
+    """Error of its gradient, in the Euclidean norm [1]."""
     logdet_error: Float[Array, " level"]
-    """Of the log-determinant [1]."""
+    """Error of the log-determinant [1]."""
     solve_error: Float[Array, " level"]
-    """Of the solve, in the Euclidean norm [1]."""
+    """Error of the solve, in the Euclidean norm [1]."""
     noise: Float[Array, " level"]
     """Variance of the noise [variance of the process]."""
 

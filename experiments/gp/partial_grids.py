@@ -45,30 +45,30 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     pattern: str = eqx.field(static=True, default="scattered")
-    """Of the gaps: scattered, slab or block."""
+    """Pattern of the gaps: scattered, slab or block."""
     percent: int = eqx.field(static=True, default=20)
-    """Points without a value, about [%]."""
+    """Share of points without a value, about [%]."""
     side: int = eqx.field(static=True, default=40)
-    """Points of each of the three axes, n."""
+    """Number n of points of each of the three axes."""
     noise: Hyper = 1e-2
     """Variance of the noise [variance of the process]."""
     lengthscale: int = eqx.field(static=True, default=100)
-    """Of the process [.2, .3 and .4 % of the side]."""
+    """Lengthscales of the process [.2, .3 and .4 % of the side]."""
     megapoints: int = eqx.field(static=True, default=330)
-    """The masked form gives up after so many steps times points [1e6]."""
+    """Bound on steps times points of the masked form, which gives up then [1e6]."""
 
 
 class Metrics(eqx.Module):
     """How both solves went."""
 
     num_steps: Float[Array, ""]
-    """Steps on the Schur complement of the gaps [1]."""
+    """Number of steps on the Schur complement of the gaps [1]."""
     residual: Float[Array, ""]
     """True relative residual then [1]."""
     has_converged: Float[Array, ""]
     """1 if the solve says so, else 0 [1]."""
     masked_steps: Float[Array, ""]
-    """Steps of the masked form, those of its budget if it gave up [1]."""
+    """Number of steps of the masked form, those of its budget if it gave up [1]."""
     masked_residual: Float[Array, ""]
     """True relative residual then [1]."""
 

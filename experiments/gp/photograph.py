@@ -31,8 +31,10 @@ from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
 from jaxlr import covariance, gp, sensing
-from jaxlr.core import Claim, Experiment
+from jaxlr.core import Claim, Experiment, lbfgs, multistart
 from jaxlr.data import photograph
+
+from ..common import photographs
 
 
 METHODS = ("process", "linear", "nearest", "mean")
@@ -53,7 +55,7 @@ class HParams(eqx.Module):
     train_size: int = eqx.field(static=True, default=48)
     """Side of the square on which hyper-parameters are trained [pixels]."""
     num_steps: int = eqx.field(static=True, default=25)
-    """Of L-BFGS, at most."""
+    """Bound on the steps of L-BFGS."""
 
 
 class Metrics(eqx.Module):
@@ -68,11 +70,11 @@ class Metrics(eqx.Module):
     likelihood: Float[Array, ""]
     """Log marginal likelihood of the square [nat/pixel]."""
     lengthscales: Float[Array, " axis"]
-    """Of rows and columns [pixels]."""
+    """Lengthscales of rows and columns [pixels]."""
     noise: Float[Array, ""]
     """Variance of the noise [white^2]."""
     residual: Float[Array, ""]
-    """Of the solve on the whole image, relative [1]."""
+    """Relative residual of the solve on the whole image [1]."""
     original: UInt8[Array, "row column"]
     """The photograph [1/255]."""
     observed: UInt8[Array, "row column"]
@@ -129,7 +131,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         "noise": jnp.log(jnp.asarray(1e-3)),
     }
     starts = jax.tree.map(lambda x: x[None], init)
-    fitted = gp.fit(loss, starts, max_num_steps=hparams.num_steps)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
     logs = fitted.params
     noise = jnp.exp(logs["noise"]) + FLOOR
     posterior = process(logs, seen).posterior(y)
@@ -183,13 +185,8 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Images; errors and coverage."""
-    from matplotlib.figure import Figure
-
     photos = results["photo"].values
-    page = Figure(figsize=(15, 2.9 * len(photos) + 3.4), layout="constrained")
-    heights = (2.9 * len(photos), 3.4)
-    images, graphs = page.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
-    rows = images.subplots(len(photos), 5, squeeze=False)
+    page, images, rows, graphs = photographs.page(photos, 5, 15)
     errors, shares = graphs.subplots(1, 2)
     width = 0.8 / len(photos)
     for i, (row, photo) in enumerate(zip(rows, photos, strict=True)):
@@ -197,13 +194,11 @@ def figure(results):
         for axis, name in zip(
             row, ("original", "observed", "recovered", "sample"), strict=False
         ):
-            axis.imshow(cell[name], cmap="gray", vmin=0, vmax=255)
-            axis.set_title(name)
+            photographs.show(axis, cell[name], name)
         shown = row[-1].imshow(cell["deviation"], cmap="viridis")
         row[-1].set_title("deviation")
+        row[-1].set_axis_off()
         images.colorbar(shown, ax=row[-1], label="standard deviation [white]")
-        for axis in row:
-            axis.set_axis_off()
         places = np.arange(len(METHODS)) + i * width
         errors.bar(places, cell["rmse"], width, label=photo)
         shares.plot(LEVELS, cell["coverage"], "o-", label=photo)

@@ -40,16 +40,16 @@ class HParams(eqx.Module):
     noise: Hyper = 1e-4
     """Variance of the noise [variance of the process]."""
     side: int = eqx.field(static=True, default=100)
-    """Points of each of the three axes."""
+    """Number of points of each of the three axes."""
 
 
 class Metrics(eqx.Module):
     """One number for each of ARITHMETICS; errors are 1 where larger or not a number."""
 
     mean_error: Float[Array, " arithmetic"]
-    """Of the posterior mean, relative, in the Euclidean norm [1]."""
+    """Relative error of the posterior mean, in the Euclidean norm [1]."""
     likelihood_error: Float[Array, " arithmetic"]
-    """Of the log marginal likelihood, relative [1]."""
+    """Relative error of the log marginal likelihood [1]."""
     is_finite: Float[Array, " arithmetic"]
     """1 if mean and likelihood are, else 0 [1]."""
 

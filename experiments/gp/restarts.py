@@ -4,7 +4,7 @@ Values at regular times are drawn from a process whose covariance is known: a cy
 0.2 units of time that changes shape slowly, and noise. Five hyper-parameters (period,
 roughness of the cycle, lengthscale, variance, noise) are fitted by L-BFGS from random
 starts. The marginal likelihood has local maxima near multiples and fractions of the
-period, and one without any cycle. All starts train in one program (`gp.fit`), as do all
+period, and one without any cycle. All starts train in one program, as do all
 noises and draws.
 
 Claims. (1) The best of all starts is at least as likely as the truth, (2) and has its
@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, gp, linalg
-from jaxlr.core import Claim, Experiment, Hyper
+from jaxlr.core import Claim, Experiment, Hyper, lbfgs, multistart
 
 
 TRUTH = {
@@ -55,11 +55,11 @@ class HParams(eqx.Module):
     noise: Hyper = 0.1
     """Variance of the noise [variance of the process]."""
     num_starts: int = eqx.field(static=True, default=64)
-    """Random starts."""
+    """Number of random starts."""
     num_times: int = eqx.field(static=True, default=128)
-    """Points in time, on [0, 1]."""
+    """Number of points in time, on [0, 1]."""
     num_steps: int = eqx.field(static=True, default=60)
-    """Of L-BFGS, at most."""
+    """Bound on the steps of L-BFGS."""
 
 
 class Metrics(eqx.Module):
@@ -68,7 +68,7 @@ class Metrics(eqx.Module):
     final: Float[Array, " start"]
     """Log marginal likelihood above that of the truth [nat]."""
     steps_taken: Float[Array, " start"]
-    """Of L-BFGS [1]."""
+    """Number of steps that L-BFGS took [1]."""
     period: Float[Array, ""]
     """Period of the best [unit of time]."""
 
@@ -97,7 +97,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         name: math.log(low) + share * math.log(high / low)
         for share, (name, (low, high)) in zip(shares, RANGES.items(), strict=True)
     }
-    fitted = gp.fit(loss, starts, max_num_steps=hparams.num_steps)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
     return Metrics(
         final=-jnp.minimum(fitted.losses, 1e6) - truth.log_marginal_likelihood(y),
         steps_taken=jnp.asarray(fitted.num_steps, float),

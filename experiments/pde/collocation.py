@@ -52,13 +52,13 @@ class HParams(eqx.Module):
     component: Literal["gaussian", "student"] = eqx.field(
         static=True, default="gaussian"
     )
-    """Of the kernel's spectrum: gaussian or student."""
+    """Form of the components of the kernel's spectrum."""
     share: float = eqx.field(static=True, default=1.0)
-    """Of the domain along every axis that is solved [1]."""
+    """Share of the domain that is solved, along every axis [1]."""
     num_evaluations: int = eqx.field(static=True, default=50)
-    """Of the likelihood and its gradient, at most, from each start [1]."""
+    """Bound on evaluations of the likelihood and its gradient from each start [1]."""
     num_starts: int = eqx.field(static=True, default=2)
-    """Of the training [1]."""
+    """Number of starts of the training [1]."""
 
 
 class Metrics(eqx.Module):
@@ -73,17 +73,17 @@ class Metrics(eqx.Module):
     likelihood: Float[Array, ""]
     """Log marginal likelihood that training maximized [nat]."""
     num_steps: Float[Array, ""]
-    """Steps of Newton [1]."""
+    """Number of Newton's steps [1]."""
     num_products: Float[Array, ""]
-    """Products of GMRES, of all steps [1]."""
+    """Number of products of GMRES, of all steps [1]."""
     weight: Float[Array, " component_index"]
     """Trained weights of the first axis over their sum [1]."""
     frequency: Float[Array, " component_index"]
-    """Theirs [1/unit of x]."""
+    """Frequencies of the first axis [1/unit of x]."""
     solution: Float[Array, " point"]
     """u found, at the first points of the first axis and the middle of others [1]."""
     truth: Float[Array, " point"]
-    """u there [1]."""
+    """The true u there [1]."""
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from jaxlr import lab, pde
-from jaxlr.core import Axis, checks, Claim, Experiment, from_optax, loop, Solver
+from jaxlr.core import Axis, checks, Claim, Experiment, from_optax, loop
 
 
 NUM_CHECKPOINTS = 60
@@ -45,13 +45,13 @@ class HParams(eqx.Module):
     component: Literal["gaussian", "student"] = eqx.field(
         static=True, default="gaussian"
     )
-    """Of the kernel's spectrum: gaussian or student."""
+    """Form of the components of the kernel's spectrum."""
     num_steps: int = eqx.field(static=True, default=6000)
-    """Of Adam [1]."""
+    """Number of steps of Adam [1]."""
     share: float = eqx.field(static=True, default=1.0)
-    """Of the domain along every axis that is solved [1]."""
+    """Share of the domain that is solved, along every axis [1]."""
     num_components: int = eqx.field(static=True, default=30)
-    """Of every axis' kernel [1]."""
+    """Number of components of every axis' kernel [1]."""
 
 
 class Metrics(eqx.Module):
@@ -60,19 +60,19 @@ class Metrics(eqx.Module):
     error: Float[Array, ""]
     """Relative error of u on the grid at the end [1]."""
     least_error: Float[Array, ""]
-    """The least one of end and checkpoints [1]."""
+    """The least error of end and checkpoints [1]."""
     gain: Float[Array, ""]
     """Log joint density at the end over that at the start [nat]."""
     error_off_grid: Float[Array, ""]
-    """That of the process's mean on a grid of random points at the end [1]."""
+    """Error of the process's mean on a grid of random points at the end [1]."""
     errors: Float[Array, " checkpoint"]
-    """At checkpoints, from the start on [1]."""
+    """Errors at checkpoints, from the start on [1]."""
     steps: Float[Array, " checkpoint"]
-    """Of Adam until then [1]."""
+    """Number of Adam's steps until then [1]."""
     weight: Float[Array, " component_index"]
     """Weights of the first axis at the end, over their sum [1]."""
     frequency: Float[Array, " component_index"]
-    """Theirs [1/unit of x]."""
+    """Frequencies of the first axis at the end [1/unit of x]."""
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
@@ -98,12 +98,14 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     )
     adam = from_optax(loss_fn, optax.adam(1e-2), lambda _: init)
 
-    def step(key, state):
-        new, _ = adam.step(key, state)
-        return new, problem.error(state.params.u)
-
     every = -(-hparams.num_steps // NUM_CHECKPOINTS)
-    end, curve = loop.run(key, Solver(adam.init, step), hparams.num_steps, every=every)
+    end, curve = loop.run(
+        key,
+        adam,
+        hparams.num_steps,
+        every=every,
+        watch_fn=lambda state: problem.error(state.params.u),
+    )
     error = problem.error(end.params.u)
     points = benchmark.length * jr.uniform(key, (len(problem.grid), 50))
     found = pde.gp_hm_predict(end.params, problem, tuple(points))

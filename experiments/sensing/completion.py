@@ -36,15 +36,15 @@ class HParams(eqx.Module):
     num_inner: int = eqx.field(static=True, default=2)
     """Conjugate-gradient iterations for each factor in a sweep; 0: exact solves."""
     percent: int = eqx.field(static=True, default=250)
-    """Observed entries per degree of freedom [%]."""
+    """Number of observed entries per degree of freedom [%]."""
     tolerance: Hyper = 1e-6
     """Relative error whose first sweep is counted [1]."""
     n: int = eqx.field(static=True, default=500)
     """Side of the matrix."""
     rank: int = eqx.field(static=True, default=5)
-    """Rank r of the truth, and columns of the factors."""
+    """Rank r of the truth, and number of columns of the factors."""
     num_steps: int = eqx.field(static=True, default=80)
-    """Sweeps."""
+    """Number of sweeps."""
 
 
 class Metrics(eqx.Module):

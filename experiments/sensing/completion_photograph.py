@@ -37,10 +37,12 @@ from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
 from jaxlr import lab, sensing
-from jaxlr.core import checks, Claim, Experiment, loop, Solver
+from jaxlr.core import checks, Claim, Experiment, loop
 from jaxlr.data import photograph
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
+
+from ..common import photographs
 
 
 ALGORITHMS = ("exact", "sketched", "soft_impute")
@@ -100,16 +102,19 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     pixel_key, solve_key = jr.split(key)
     photo = photograph(hparams.photo, hparams.size)
     seen = sensing.entry_sampling(pixel_key, shape, num_seen)
-    # Entries come in order: every tenth spreads the held-out ones over the image.
-    is_held = np.arange(num_seen) % 10 == 9
-    fitted, held = (
-        jax.tree.map(lambda leaf, which=which: leaf[np.flatnonzero(which)], seen)
-        for which in (~is_held, is_held)
-    )
+    fitted, held, _ = photographs.hold_out(seen)
     y, y_held = fitted.apply(photo), held.apply(photo)
     level = jnp.mean(y)
-    scale = jnp.linalg.norm(fitted.adjoint(y - level) / fitted.isotropy, ord=2)
-    problem = sensing.SensingProblem(fitted, (y - level) / scale)
+    problem, scale = photographs.normalized(fitted, y, level)
+
+    def image_of(state):
+        if hparams.algorithm == "soft_impute":
+            return level + scale * state.x
+        f, g = state.factors
+        return level + scale * matmul(f, g.T)
+
+    def held_out_error(image):
+        return jnp.sqrt(jnp.mean((held.apply(image) - y_held) ** 2))
 
     def recover(weight):
         """The image of least held-out error, that error, and the iterates' PSNR."""
@@ -124,27 +129,13 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
                     problem, penalty=weight, is_accelerated=True
                 )
 
-        def init(key):
-            return solver.init(key), jnp.zeros(shape), jnp.asarray(jnp.inf)
-
-        def step(key, carry):
-            state, best, least = carry
-            if hparams.algorithm == "soft_impute":
-                estimate = state.x
-            else:
-                f, g = state.factors
-                estimate = matmul(f, g.T)
-            image = level + scale * estimate
-            error = jnp.sqrt(jnp.mean((held.apply(image) - y_held) ** 2))
-            best = jnp.where(error < least, image, best)
-            state, _ = solver.step(key, state)
-            carry = state, best, jnp.minimum(error, least)
-            return carry, sensing.psnr(image, photo)
-
-        (_, best, least), psnr = loop.run(
-            solve_key, Solver(init, step), hparams.num_steps
+        kept, psnr = loop.run(
+            solve_key,
+            photographs.keep_best(solver, image_of, held_out_error),
+            hparams.num_steps,
+            watch_fn=lambda kept: sensing.psnr(image_of(kept.state), photo),
         )
-        return best, least, psnr
+        return kept.image, kept.error, psnr
 
     weights = jnp.asarray(WEIGHTS)
     images, errors_held, psnrs = jax.lax.map(recover, weights)
@@ -269,14 +260,9 @@ _COLORS = {"exact": "#0072B2", "sketched": "#D55E00", "soft_impute": "#009E73"}
 
 def figure(results):
     """Images of the first seed; PSNR against sweeps and against flops."""
-    from matplotlib.figure import Figure
-
     photos = results["photo"].values
-    page = Figure(figsize=(14, 2.9 * len(photos) + 3.4), layout="constrained")
-    heights = (2.9 * len(photos), 3.4)
-    images, curves = page.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+    page, _, rows, curves = photographs.page(photos, 6, 14)
     least = _columns(results, "exact")[0]
-    rows = images.subplots(len(photos), 6, squeeze=False)
     panels = curves.subplots(1, 2 * len(photos), sharey="col", squeeze=False)[0]
     for row, pair, photo in zip(rows, panels.reshape(-1, 2), photos, strict=True):
         data = results.sel(photo=photo)
@@ -289,9 +275,7 @@ def figure(results):
         ]
         shown += [(_title(cell), cell["recovered"]) for cell in (few, *cells)]
         for axis, (title, image) in zip(row, shown, strict=True):
-            axis.imshow(image.isel(seed=0).values, cmap="gray", vmin=0, vmax=255)
-            axis.set_title(title, fontsize=9)
-            axis.set_axis_off()
+            photographs.show(axis, image.isel(seed=0), title)
 
         for cell in (few, *cells):
             is_few = cell is few

@@ -56,9 +56,9 @@ class HParams(eqx.Module):
     form: str = eqx.field(static=True, default="asymmetric")
     """Form of the iterate: symmetric (X X^T) or asymmetric (F G^T)."""
     num_columns: int = eqx.field(static=True, default=5)
-    """Columns k of the factors."""
+    """Number of columns k of the factors."""
     num_steps: int = eqx.field(static=True, default=120)
-    """Iterations."""
+    """Number of iterations."""
     condition: Hyper = 1.0
     """Condition number kappa of M [1]."""
     eta: Hyper = 0.3
@@ -72,7 +72,7 @@ class HParams(eqx.Module):
     rank: int = eqx.field(static=True, default=3)
     """Rank r of the truth."""
     oversampling: int = eqx.field(static=True, default=5)
-    """Noisy measurements per n r [1]."""
+    """Number of noisy measurements per n r [1]."""
 
 
 class Metrics(eqx.Module):

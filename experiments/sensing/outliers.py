@@ -50,9 +50,9 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     num_measurements: int = eqx.field(static=True, default=800)
-    """Measurements m."""
+    """Number of measurements m."""
     num_columns: Hyper = 20
-    """Columns k of the factor in use, at most n."""
+    """Number of columns k of the factor in use, at most n."""
     outlier_share: Hyper = 0.1
     """Share p of the measurements with outliers [1]."""
     outlier_scale: Hyper = 10.0
@@ -76,7 +76,7 @@ class HParams(eqx.Module):
     rank: int = eqx.field(static=True, default=2)
     """Rank r of the truth."""
     num_steps: int = eqx.field(static=True, default=2500)
-    """Steps T of each method."""
+    """Number of steps T of each method."""
 
 
 class Metrics(eqx.Module):

@@ -51,9 +51,9 @@ class HParams(eqx.Module):
     measurements: str = eqx.field(static=True, default="population")
     """What is observed: population (every entry) or gaussian."""
     num_columns: int = eqx.field(static=True, default=5)
-    """Columns k of the factors."""
+    """Number of columns k of the factors."""
     num_steps: int = eqx.field(static=True, default=2000)
-    """Steps T of gradient descent."""
+    """Number of steps T of gradient descent."""
     alpha: Hyper = 0.1
     """Initial scale [sqrt(||M||)]."""
     beta: Hyper = 1.0
@@ -67,7 +67,7 @@ class HParams(eqx.Module):
     rank: int = eqx.field(static=True, default=3)
     """Rank r of the truth."""
     oversampling: int = eqx.field(static=True, default=5)
-    """Gaussian measurements per n r [1]."""
+    """Number of Gaussian measurements per n r [1]."""
 
 
 class Metrics(eqx.Module):

@@ -55,9 +55,9 @@ class HParams(eqx.Module):
     method: str = eqx.field(static=True, default="gauss_newton")
     """Solver: gauss_newton or scaled_gd."""
     num_measurements: Hyper = 160.0
-    """Measurements m, of those drawn."""
+    """Number of measurements m, of those drawn."""
     rank: Hyper = 2.0
-    """Rank r of the truth, and columns of the factors in use."""
+    """Rank r of the truth, and number of columns of the factors in use."""
     tolerance: Hyper = 1e-3
     """Relative error at which the matrix counts as recovered [1]."""
     n: int = eqx.field(static=True, default=24)
@@ -65,11 +65,11 @@ class HParams(eqx.Module):
     max_rank: int = eqx.field(static=True, default=4)
     """The largest rank."""
     max_measurements: int = eqx.field(static=True, default=400)
-    """Measurements drawn."""
+    """Number of measurements drawn."""
     num_newton_steps: int = eqx.field(static=True, default=25)
-    """Steps of gauss_newton, each of 30 conjugate-gradient iterations."""
+    """Number of steps of gauss_newton, each of 30 conjugate-gradient iterations."""
     num_descent_steps: int = eqx.field(static=True, default=500)
-    """Steps of scaled_gd."""
+    """Number of steps of scaled_gd."""
 
 
 class Metrics(eqx.Module):

@@ -39,6 +39,8 @@ from jaxlr.data import photograph
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
 
+from ..common import photographs
+
 
 BLOCK = 32
 MEASUREMENTS = ("pixels", "blocks")
@@ -87,13 +89,6 @@ class Metrics(eqx.Module):
     """The image with the least held-out error [1/255]."""
 
 
-class Info(eqx.Module):
-    """Measured at the iterate before the step."""
-
-    psnr: Float[Array, ""]
-    held_out: Float[Array, ""]
-
-
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """One cell: pixels are one block of the whole image.
 
@@ -110,10 +105,10 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         raise ValueError(f"`size` must be a multiple of {side}, got {hparams.size}.")
     blocks = _split(photo, side)
     num_measurements = hparams.percent * side**2 // 100
-    observe, held = _operators(
-        operator_key, hparams.measurements, side, num_measurements
+    draw = sensing.entry_sampling if is_pixels else sensing.gaussian
+    observe, held, _ = photographs.hold_out(
+        draw(operator_key, (side, side), num_measurements)
     )
-
     y, y_held = jax.vmap(observe.apply)(blocks), jax.vmap(held.apply)(blocks)
     ones = observe.apply(jnp.ones((side, side)))
     # The constant image that fits best, and the norm of what is left, as far as seen.
@@ -131,33 +126,34 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
             alpha=hparams.alpha,
         )
 
-    init_fn = jax.vmap(lambda key, target: solver_of(target).init(key))
-    step_fn = jax.vmap(lambda key, state, target: solver_of(target).step(key, state))
+    def init(key):
+        keys = jr.split(key, len(blocks))
+        return jax.vmap(lambda key, target: solver_of(target).init(key))(keys, target)
+
+    def step(key, state):
+        keys = jr.split(key, len(blocks))
+        step_fn = lambda key, state, y: solver_of(y).step(key, state)  # noqa: E731
+        return jax.vmap(step_fn)(keys, state, target)
 
     def blocks_of(state):
         product = jax.vmap(lambda state: matmul(state.f, state.g.T))(state)
         return level[:, None, None] + scale[:, None, None] * product
 
-    def watch(state):
-        estimate = blocks_of(state)
-        gap = jax.vmap(held.apply)(estimate) - y_held
-        return estimate, jnp.sqrt(jnp.mean(gap**2))
+    def held_out_error(estimate):
+        return jnp.sqrt(jnp.mean((jax.vmap(held.apply)(estimate) - y_held) ** 2))
 
-    def init(key):
-        state = init_fn(jr.split(key, len(blocks)), target)
-        return state, *watch(state)
+    def watch(kept):
+        estimate = blocks_of(kept.state)
+        return sensing.psnr(estimate, blocks), held_out_error(estimate)
 
-    def step(key, carry):
-        state, best, least = carry
-        estimate, error = watch(state)
-        best = jnp.where(error < least, estimate, best)
-        info = Info(sensing.psnr(estimate, blocks), error)
-        state, _ = step_fn(jr.split(key, len(blocks)), state, target)
-        return (state, best, jnp.minimum(error, least)), info
-
-    (_, best, _), infos = loop.run(
-        solve_key, Solver(init, step), hparams.num_steps, every=EVERY
+    kept, (psnr, held_out) = loop.run(
+        solve_key,
+        photographs.keep_best(Solver(init, step), blocks_of, held_out_error),
+        hparams.num_steps,
+        every=EVERY,
+        watch_fn=watch,
     )
+    best = kept.image
     reference_rank = theory.recoverable_rank((side, side), num_measurements)
     reference = sensing.best_rank(blocks, reference_rank)
     gap = jnp.linalg.norm(best - blocks) / jnp.linalg.norm(blocks)
@@ -167,8 +163,8 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     else:
         observed = _join(seen + level[:, None, None], hparams.size)
     return Metrics(
-        psnr=infos.psnr,
-        held_out=infos.held_out,
+        psnr=psnr,
+        held_out=held_out,
         recovered_psnr=sensing.psnr(best, blocks),
         recovered_error=gap,
         reference_psnr=sensing.psnr(reference, blocks),
@@ -176,19 +172,6 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         observed=sensing.to_pixels(observed),
         recovered=sensing.to_pixels(_join(best, hparams.size)),
     )
-
-
-def _operators(key, kind, side, num_measurements):
-    """Nine tenths of the measurements to fit, the rest to stop by."""
-    draw = sensing.entry_sampling if kind == "pixels" else sensing.gaussian
-    both = draw(key, (side, side), num_measurements)
-    # Entries come in order: every tenth spreads the held-out ones over the image.
-    is_held = np.arange(num_measurements) % 10 == 9
-
-    def part(which):  # every leaf has the measurements in front
-        return jax.tree.map(lambda leaf: leaf[np.flatnonzero(which)], both)
-
-    return part(~is_held), part(is_held)
 
 
 def _split(image, side):
@@ -285,15 +268,10 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Original, observed and recovered at the largest share; PSNR against steps."""
-    from matplotlib.figure import Figure
-
     share = results["percent"].values.max()
     shown = results.sel(percent=share).isel(seed=0)
     photos = results["photo"].values
-    page = Figure(figsize=(12, 2.7 * len(photos) + 3.2), layout="constrained")
-    heights = (2.7 * len(photos), 3.2)
-    images, curves = page.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
-    rows = images.subplots(len(photos), 5, squeeze=False)
+    page, _, rows, curves = photographs.page(photos, 5, 12)
     for row, photo in zip(rows, photos, strict=True):
         pixels, blocks = (
             _select(shown.sel(photo=photo), kind, is_wide=True, is_small=True)
@@ -312,9 +290,7 @@ def figure(results):
                 ),
             ]
         for axis, (title, image) in zip(row, panels, strict=True):
-            axis.imshow(image.values, cmap="gray", vmin=0, vmax=255)
-            axis.set_title(title, fontsize=9)
-            axis.set_axis_off()
+            photographs.show(axis, image, title)
 
     axes = curves.subplots(1, 2 * len(photos), sharey=True, squeeze=False)[0]
     panels = [(photo, kind) for photo in photos for kind in MEASUREMENTS]

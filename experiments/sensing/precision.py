@@ -59,13 +59,13 @@ class HParams(eqx.Module):
     eta: Hyper = 0.5
     """Step size [1/||M||]."""
     num_steps: int = eqx.field(static=True, default=180)
-    """Steps of gradient descent."""
+    """Number of steps of gradient descent."""
     n: int = eqx.field(static=True, default=50)
     """Side of the matrix."""
     rank: int = eqx.field(static=True, default=3)
-    """Rank r of the truth, and columns of the factors."""
+    """Rank r of the truth, and number of columns of the factors."""
     num_measurements: int = eqx.field(static=True, default=1500)
-    """Measurements m."""
+    """Number of measurements m."""
 
 
 class Metrics(eqx.Module):

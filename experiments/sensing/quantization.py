@@ -41,17 +41,17 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     num_levels: int = eqx.field(static=True, default=4)
-    """Levels L that a measurement may have."""
+    """Number of levels L that a measurement may have."""
     noise: Hyper = 1.0
     """Standard deviation of the noise over that of A(M) [1]."""
     eta: Hyper = 0.3
     """Step size [1/||M||], in units of the likelihood's mean curvature."""
     num_steps: int = eqx.field(static=True, default=200)
-    """Steps of gradient descent."""
+    """Number of steps of gradient descent."""
     n: int = eqx.field(static=True, default=20)
     """Side of the matrix."""
     oversampling: int = eqx.field(static=True, default=100)
-    """Measurements per degree of freedom [1]."""
+    """Number of measurements per degree of freedom [1]."""
 
 
 class Metrics(eqx.Module):

@@ -30,18 +30,19 @@ References:
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
 from jaxlr import sensing
-from jaxlr.core import Claim, Experiment, Hyper, loop, Solver
+from jaxlr.core import Claim, Experiment, Hyper, loop
 from jaxlr.data import photograph
 from jaxlr.kernels import loss_value
 from jaxlr.linalg import matmul
 from jaxlr.sensing import theory
+
+from ..common import photographs
 
 
 LOSSES = ("l2", "huber")
@@ -109,16 +110,16 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     wrong = jr.bernoulli(color_key, shape=(num_seen,)).astype(photo.dtype)
     pixels = jnp.where(is_hit, wrong, seen.apply(photo))
 
-    # Entries come in order: every tenth spreads the held-out ones over the image.
-    is_held = np.arange(num_seen) % 10 == 9
-    fitted, held = (
-        jax.tree.map(lambda leaf, which=which: leaf[np.flatnonzero(which)], seen)
-        for which in (~is_held, is_held)
-    )
+    fitted, held, is_held = photographs.hold_out(seen)
     y, y_held = pixels[~is_held], pixels[is_held]
     level = jnp.median(y)  # a mean would follow the wrong pixels
-    scale = jnp.linalg.norm(fitted.adjoint(y - level) / fitted.isotropy, ord=2)
-    problem = sensing.SensingProblem(fitted, (y - level) / scale)
+    problem, scale = photographs.normalized(fitted, y, level)
+
+    def image_of(state):
+        return level + scale * matmul(state.f, state.g.T)
+
+    def held_out_loss(image):
+        return loss_value("huber", held.apply(image) - y_held, hparams.huber_delta)
 
     def recover(loss):
         """The image of least held-out loss, and the PSNR of the iterates."""
@@ -131,23 +132,14 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
             huber_delta=hparams.huber_delta / scale,
         )
 
-        def init(key):
-            return solver.init(key), jnp.zeros(shape), jnp.asarray(jnp.inf)
-
-        def step(key, carry):
-            state, best, least = carry
-            image = level + scale * matmul(state.f, state.g.T)
-            gap = held.apply(image) - y_held
-            error = loss_value("huber", gap, hparams.huber_delta)
-            best = jnp.where(error < least, image, best)
-            state, _ = solver.step(key, state)
-            carry = state, best, jnp.minimum(error, least)
-            return carry, sensing.psnr(image, photo)
-
-        (_, best, _), psnr = loop.run(
-            solve_key, Solver(init, step), hparams.num_steps, every=EVERY
+        kept, psnr = loop.run(
+            solve_key,
+            photographs.keep_best(solver, image_of, held_out_loss),
+            hparams.num_steps,
+            every=EVERY,
+            watch_fn=lambda kept: sensing.psnr(image_of(kept.state), photo),
         )
-        return best, psnr
+        return kept.image, psnr
 
     (l2, l2_psnr), (huber, huber_psnr) = map(recover, LOSSES)
     mask = seen.adjoint(jnp.ones(num_seen))
@@ -240,13 +232,8 @@ _STYLES = {"huber": ("Huber", "#009E73"), "l2": ("squares", "#D55E00")}
 
 def figure(results):
     """Images at the largest share; PSNR against steps; PSNR against the share."""
-    from matplotlib.figure import Figure
-
     photos, shares = results["photo"].values, np.sort(results["outlier_share"].values)
-    page = Figure(figsize=(11, 2.9 * len(photos) + 3.2), layout="constrained")
-    heights = (2.9 * len(photos), 3.2)
-    images, curves = page.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
-    rows = images.subplots(len(photos), 4, squeeze=False)
+    page, _, rows, curves = photographs.page(photos, 4, 11)
     for row, photo in zip(rows, photos, strict=True):
         cell = results.sel(photo=photo, outlier_share=shares[-1]).isel(seed=0)
         titles = {
@@ -258,9 +245,7 @@ def figure(results):
             for name in LOSSES
         }
         for axis, (name, title) in zip(row, titles.items(), strict=True):
-            axis.imshow(cell[name].values, cmap="gray", vmin=0, vmax=255)
-            axis.set_title(title, fontsize=9)
-            axis.set_axis_off()
+            photographs.show(axis, cell[name], title)
 
     panels = curves.subplots(1, 2 * len(photos), squeeze=False)[0].reshape(-1, 2)
     for (over_steps, over_shares), photo in zip(panels, photos, strict=True):

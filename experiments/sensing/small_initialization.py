@@ -37,13 +37,13 @@ class HParams(eqx.Module):
     alpha: Hyper = 1e-3
     """Scale of the start [sqrt(||M||)]."""
     num_columns: int = eqx.field(static=True, default=10)
-    """Columns k of the factor."""
+    """Number of columns k of the factor."""
     num_measurements: int = eqx.field(static=True, default=3000)
-    """Gaussian measurements m; 0 for all entries of the matrix."""
+    """Number of Gaussian measurements m; 0 for all entries of the matrix."""
     eta: Hyper = 0.1
     """Step size [1/||M||]."""
     num_steps: int = eqx.field(static=True, default=500)
-    """Steps of gradient descent."""
+    """Number of steps of gradient descent."""
     n: int = eqx.field(static=True, default=30)
     """Side of the matrix."""
 

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import lab, linalg, sharpness
-from jaxlr.core import checks, Claim, Experiment, Hyper
+from jaxlr.core import checks, Claim, Experiment, Hyper, loop, Solver
 from jaxlr.sharpness import theory
 
 
@@ -51,18 +51,18 @@ class HParams(eqx.Module):
     rho: Hyper = 2.0
     """Perturbation a gradient; 0 is gradient descent [1/lambda_1]."""
     num_steps: int = eqx.field(static=True, default=200)
-    """Steps taken."""
+    """Number of steps taken."""
     num_draws: int = eqx.field(static=True, default=1000)
-    """Draws of the noise that the risk is a mean of."""
+    """Number of draws of the noise that the risk is a mean of."""
 
 
 class Metrics(eqx.Module):
     """Bias and variance before every step, by closed form and by draws of the noise."""
 
     squared_bias: Float[Array, " step"]
-    """Of the closed form [f*^2]."""
+    """Squared bias of the closed form [f*^2]."""
     variance: Float[Array, " step"]
-    """Of the closed form [f*^2]."""
+    """Variance of the closed form [f*^2]."""
     risk: Float[Array, " step"]
     """Mean squared error over the draws [f*^2]."""
     iterate_gap: Float[Array, ""]
@@ -105,12 +105,16 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     gradient = jax.vmap(sharpness.sam_value_and_grad(loss, rho, is_normalized=False))
 
-    def step(w, _):
-        risk = jnp.mean((linalg.matmul(w, x.T) - truth) ** 2)
-        return w - eta * gradient(w, y)[1], (risk, w[0])
+    def step(key, w):
+        return w - eta * gradient(w, y)[1], None
+
+    def watch(w):
+        return jnp.mean((linalg.matmul(w, x.T) - truth) ** 2), w[0]
 
     start = jnp.zeros((hparams.num_draws, size))
-    _, (risk, iterates) = jax.lax.scan(step, start, length=hparams.num_steps)
+    _, (risk, iterates) = loop.run(
+        key, Solver(lambda key: start, step), hparams.num_steps, watch_fn=watch
+    )
     settings = {"eta": eta, "rho": rho, "num_steps": jnp.arange(hparams.num_steps)}
     parts = theory.bias_variance(modes, num_samples=num, sigma=sigma, **settings)
     closed = theory.quadratic_iterate(

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import optax
 
 from jaxlr import lab, sharpness
-from jaxlr.core import Axis, Claim, Experiment, Hyper, loop, train
+from jaxlr.core import Axis, Claim, Experiment, from_optax, Hyper, loop
 
 
 EVERY = 50
@@ -40,7 +40,7 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     num_shards: int = eqx.field(static=True, default=20)
-    """Shards of the batch, each with a perturbation of its own; n: one an example."""
+    """Number of shards of the batch, each with its own perturbation, at most n."""
     rho: Hyper = 0.1
     """Perturbation a gradient; 0 is gradient descent [1]."""
     alpha: Hyper = 0.1
@@ -48,13 +48,13 @@ class HParams(eqx.Module):
     eta: Hyper = 0.02
     """Step size [1]."""
     num_steps: int = eqx.field(static=True, default=20_000)
-    """Steps taken."""
+    """Number of steps taken."""
     num_examples: int = eqx.field(static=True, default=20)
-    """Examples n."""
+    """Number of examples n."""
     size: int = eqx.field(static=True, default=30)
-    """Dimensions d."""
+    """Number of dimensions d."""
     num_nonzero: int = eqx.field(static=True, default=3)
-    """True weights that are 1; the others are 0."""
+    """Number of true weights that are 1; the others are 0."""
 
 
 class Metrics(eqx.Module):
@@ -91,28 +91,28 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def loss(params, x, y):
         return jnp.mean((x @ weights(params) - y) ** 2) / 4
 
-    solver = train(
-        sharpness.sam_value_and_grad(
+    solver = from_optax(
+        loss,
+        optax.sgd(hparams.eta),
+        lambda key: (jnp.full(size, hparams.alpha),) * 2,
+        lambda key, step: (x, y),
+        value_and_grad_fn=sharpness.sam_value_and_grad(
             loss,
             hparams.rho,
             is_normalized=False,
             num_shards=hparams.num_shards,
             backend="vmap",
         ),
-        optax.sgd(hparams.eta),
-        lambda key: (jnp.full(size, hparams.alpha),) * 2,
-        lambda step: (x, y),
     )
 
     def squared_error(params):
         return jnp.sum((weights(params) - truth) ** 2)
 
-    def step(key, state):
-        after, info = solver.step(key, state)
-        return after, (squared_error(state.params), info.loss)
+    def watch(state):
+        return squared_error(state.params), loss(state.params, x, y)
 
     state, (error, losses) = loop.run(
-        solve_key, solver._replace(step=step), hparams.num_steps, every=EVERY
+        solve_key, solver, hparams.num_steps, every=EVERY, watch_fn=watch
     )
     u, v = state.params
     return Metrics(

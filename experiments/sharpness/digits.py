@@ -27,28 +27,28 @@ References:
 """
 
 import equinox as eqx
-import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key
-import numpy as np
+from jaxtyping import Array, Key
 import optax
 
 from jaxlr import lab, sharpness
-from jaxlr.core import Axis, Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr.core import Axis, Claim, Experiment, Hyper
 from jaxlr.data import digits
+
+from ..common import networks, training
 
 
 class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     num_shards: int = eqx.field(static=True, default=1)
-    """Shards of a batch, each with a perturbation of its own."""
+    """Number of shards of a batch, each with a perturbation of its own."""
     rho: Hyper = 0.1
     """Radius of the perturbation; 0 is SGD [norm of the parameters]."""
     learning_rate: Hyper = 0.1
     """At the start; it falls to 0 as a cosine [1]."""
     momentum: Hyper = 0.9
-    """Of SGD [1]."""
+    """Momentum of SGD [1]."""
     label_noise: Hyper = 0.2
     """Share of the training labels that are redrawn [1]."""
     num_epochs: int = eqx.field(static=True, default=60)
@@ -61,74 +61,42 @@ class HParams(eqx.Module):
     """Units of both hidden layers."""
 
 
-class Metrics(eqx.Module):
-    """Training over epochs, and what it ends in."""
-
-    loss: Float[Array, " step"]
-    """Training loss on the batch before the epoch's first step [nat]."""
-    test_accuracy: Float[Array, " step"]
-    """Share of the test digits that are recognized, before the epoch [1]."""
-    curvature: Float[Array, ""]
-    """Largest eigenvalue of the Hessian of the training loss, at the end [nat]."""
-    accuracy: Float[Array, ""]
-    """Share of the test digits that are recognized, at the end [1]."""
-    memorized: Float[Array, ""]
-    """Share of the redrawn labels that are reproduced, at the end; 0 of none [1]."""
-
-
-def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
+def run(key: Key[Array, ""], hparams: HParams) -> networks.FlatnessMetrics:
     """One cell.
 
     Raises:
-        ValueError: For a `batch_size` that is not in 1..`num_train`, or as the data
-            set and the transform do.
+        ValueError: As `training.train_epochs`, the data set and the transform do.
     """
     data_key, order_key, solve_key, lanczos_key = jr.split(key, 4)
-    num, size = hparams.num_train, hparams.batch_size
-    if not 1 <= size <= num:
-        raise ValueError(f"`batch_size` must be in 1..{num}, got {size}.")
-    data = digits(data_key, num_train=num, label_noise=hparams.label_noise)
-    num_steps = hparams.num_epochs * (num // size)
-
-    def batch(step):
-        index = epoch_batch(order_key, step, num, size)
-        return data.x[index], data.labels[index]
-
-    solver = train(
-        sharpness.sam_value_and_grad(
+    data = digits(
+        data_key, num_train=hparams.num_train, label_noise=hparams.label_noise
+    )
+    model, loss, test_accuracy = training.train_epochs(
+        order_key,
+        solve_key,
+        hparams,
+        data,
+        loss_fn=sharpness.cross_entropy,
+        params_fn=lambda key: sharpness.MLP(
+            key, (64, hparams.width, hparams.width, 10)
+        ),
+        optimizer_fn=lambda num_steps: optax.sgd(
+            optax.cosine_decay_schedule(hparams.learning_rate, num_steps),
+            hparams.momentum,
+        ),
+        watch_fn=lambda model: sharpness.accuracy(model, data.test_x, data.test_labels),
+        value_and_grad_fn=sharpness.sam_value_and_grad(
             sharpness.cross_entropy,
             hparams.rho,
             num_shards=hparams.num_shards,
             backend="vmap",
         ),
-        optax.sgd(
-            optax.cosine_decay_schedule(hparams.learning_rate, num_steps),
-            hparams.momentum,
-        ),
-        lambda key: sharpness.MLP(key, (64, hparams.width, hparams.width, 10)),
-        batch,
     )
-
-    def watched(key, state):
-        test = sharpness.accuracy(state.params, data.test_x, data.test_labels)
-        state, info = solver.step(key, state)
-        return state, (info.loss, test)
-
-    state, (loss, test_accuracy) = loop.run(
-        solve_key, solver._replace(step=watched), num_steps, every=num // size
-    )
-    model = state.params
     curvature = sharpness.lambda_max(
         lanczos_key, sharpness.cross_entropy, model, data.x, data.labels
     )
-    is_right = jnp.argmax(model(data.x), axis=1) == data.labels
-    return Metrics(
-        loss=loss,
-        test_accuracy=test_accuracy,
-        curvature=curvature.value,
-        accuracy=sharpness.accuracy(model, data.test_x, data.test_labels),
-        memorized=jnp.sum(is_right & data.is_redrawn)
-        / jnp.maximum(jnp.sum(data.is_redrawn), 1),
+    return networks.flatness_metrics(
+        model, data, data.is_redrawn, loss, test_accuracy, curvature.value
     )
 
 
@@ -206,35 +174,18 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Test accuracy over epochs; where each method ends, curvature against accuracy."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(12, 4.6), layout="constrained")
-    over_epochs, ends = page.subplots(1, 2)
-    curves = results.assign_coords(epoch=("step", np.arange(results.sizes["step"])))
-    for i, color in zip(range(results.sizes[DIM]), _COLORS, strict=False):
-        cell = curves.isel({DIM: i})
-        shards, rho = cell["num_shards"].item(), cell["rho"].item()
-        name = f"mSAM, {shards} shards" if shards > 1 else "SAM"
-        name = f"{name}, rho = {rho:g}" if rho else "SGD"
-        style = {"color": color, "label": name}
-        lab.draw_seeds(over_epochs, cell["test_accuracy"], "epoch", **style)
-        ends.plot(cell["curvature"], cell["accuracy"], "o" if rho else "s", **style)
-    over_epochs.set(xlabel="epoch", ylabel="test accuracy [1]", ylim=(0.7, 1))
-    over_epochs.set_title("medians, ranges of seeds")
-    ends.set(xscale="log", xlabel="largest eigenvalue of the Hessian [nat]")
+    page, over_epochs, ends = networks.flatness_figure(
+        results,
+        "Digits with a fifth of the labels redrawn: flatter is better, by more shards "
+        "or by a larger radius",
+        plain="SGD",
+    )
+    over_epochs.set(ylim=(0.7, 1))
+    ends.set(xscale="log")
     ends.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     ends.set_xticks([], minor=True)
-    ends.set(ylabel="test accuracy [1]", title="at the end, each seed")
     ends.legend(fontsize=9, loc="lower left")
-    page.suptitle(
-        "Digits with a fifth of the labels redrawn: flatter is better, by more shards "
-        "or by a larger radius"
-    )
     return page
-
-
-_COLORS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00")
-DIM = "num_shards_rho"
 
 
 def _axes(rhos):

@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 from jaxlr import lab, sensing, sharpness
-from jaxlr.core import checks, Claim, Experiment, Hyper, loop, train
+from jaxlr.core import checks, Claim, Experiment, from_optax, Hyper, loop
 
 
 METHODS = ("gd", "sam", "unnormalized")
@@ -78,7 +78,7 @@ class Metrics(eqx.Module):
     rate: Float[Array, ""]
     """Decay of log imbalance a step, in the second half [1]."""
     predicted_rate: Float[Array, ""]
-    """Of normalized SAM with all entries; 0 of other methods [1]."""
+    """Rate of normalized SAM with all entries; 0 of other methods [1]."""
     cycle_error: Float[Array, ""]
     """sqrt(2) times the radius of the 2-cycle, the error that it leaves [||M||]."""
 
@@ -110,19 +110,16 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     gradient = sharpness.sam_value_and_grad(
         loss, rho, is_normalized=hparams.method == "sam"
     )
-    solver = train(gradient, optax.sgd(eta), start)
+    solver = from_optax(loss, optax.sgd(eta), start, value_and_grad_fn=gradient)
 
-    def step(key, state):
+    def watch(state):
         f, g = state.params
         sizes = (jnp.linalg.norm(f, ord=2), jnp.linalg.norm(g, ord=2))
         imbalance = jnp.abs(sizes[0] ** 2 - sizes[1] ** 2)
-        return solver.step(key, state)[0], (
-            imbalance,
-            sensing.relative_error(f, g, truth),
-        )
+        return imbalance, sensing.relative_error(f, g, truth)
 
     state, (imbalance, error) = loop.run(
-        solve_key, solver._replace(step=step), hparams.num_steps, every=EVERY
+        solve_key, solver, hparams.num_steps, every=EVERY, watch_fn=watch
     )
     half = imbalance.shape[0] // 2
     steps = EVERY * (imbalance.shape[0] - 1 - half)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Key
 import optax
 
 from jaxlr import lab, linalg, sharpness
-from jaxlr.core import Claim, Experiment, Hyper, loop, train
+from jaxlr.core import Claim, Experiment, from_optax, Hyper, loop
 
 
 class HParams(eqx.Module):
@@ -38,9 +38,9 @@ class HParams(eqx.Module):
     eta: Hyper = 0.5
     """Step size [1/lambda_1]."""
     num_steps: int = eqx.field(static=True, default=4000)
-    """Steps taken."""
+    """Number of steps taken."""
     size: int = eqx.field(static=True, default=10)
-    """Dimensions."""
+    """Number of dimensions."""
 
 
 class Metrics(eqx.Module):
@@ -49,7 +49,7 @@ class Metrics(eqx.Module):
     norm: Float[Array, " step"]
     """||w|| [1]."""
     radius: Float[Array, ""]
-    """Predicted of the cycle [1]."""
+    """Predicted radius of the cycle [1]."""
     last_norm: Float[Array, ""]
     """||w|| after the last step [1]."""
     turn: Float[Array, ""]
@@ -73,21 +73,22 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     def loss(w):
         return jnp.vdot(w, linalg.matmul(hessian, w)) / 2
 
-    solver = train(
-        sharpness.sam_value_and_grad(
-            loss, hparams.rho, is_normalized=hparams.is_normalized
-        ),
+    solver = from_optax(
+        loss,
         optax.sgd(hparams.eta),
         lambda key: jr.normal(key, (size,)),
+        value_and_grad_fn=sharpness.sam_value_and_grad(
+            loss, hparams.rho, is_normalized=hparams.is_normalized
+        ),
     )
-
-    def step(key, state):
-        return solver.step(key, state)[0], jnp.linalg.norm(state.params)
-
-    start = solver.init(start_key)
-    watched = solver._replace(step=step)
-    state, norm = loop.run(solve_key, watched, hparams.num_steps, state=start)
-    w, after = state.params, step(key, state)[0].params
+    state, norm = loop.run(
+        solve_key,
+        solver,
+        hparams.num_steps,
+        state=solver.init(start_key),
+        watch_fn=lambda state: jnp.linalg.norm(state.params),
+    )
+    w, after = state.params, solver.step(key, state)[0].params
     last = jnp.linalg.norm(w)
     outside = w - basis[:, 0] * jnp.vdot(basis[:, 0], w)
     return Metrics(

@@ -57,13 +57,13 @@ class HParams(eqx.Module):
     """One cell: a method, at all of its settings."""
 
     method: str = eqx.field(static=True, default="rank1")
-    """As of `ssm.ptd`."""
+    """A name of `ssm.ptd`'s methods."""
     n: int = eqx.field(static=True, default=64)
-    """States, even and at least 16."""
+    """Number of states, even and at least 16."""
     draw: int = eqx.field(static=True, default=0)
     """Seed of the random perturbation, and of where the optimized one starts."""
     num_outputs: int = eqx.field(static=True, default=4)
-    """Random output vectors."""
+    """Number of random output vectors."""
 
 
 class Metrics(eqx.Module):
@@ -80,7 +80,7 @@ class Metrics(eqx.Module):
     abscissa: Float[Array, " setting"]
     """Largest real part of an eigenvalue [1 / time]."""
     gap: Float[Array, " setting"]
-    """From HiPPO-LegS's transfer function, for state 0, largest of frequencies [1]."""
+    """Largest gap from HiPPO-LegS's transfer function over frequencies, state 0 [1]."""
     random_kappa: Float[Array, " setting"]
     """Condition by a random perturbation of the same backward error [1]."""
     relative_gap: Float[Array, "setting frequency"]

@@ -47,11 +47,11 @@ class HParams(eqx.Module):
     """One cell: everything else is in closed form."""
 
     n: int = eqx.field(static=True, default=64)
-    """States, even."""
+    """Number of states, even."""
     t: float = eqx.field(static=True, default=0.5)
     """Size of the rank-one perturbation [1]."""
     num_outputs: int = eqx.field(static=True, default=4)
-    """Random output vectors that the identity is tried on."""
+    """Number of random output vectors that the identity is tried on."""
 
 
 class Metrics(eqx.Module):
@@ -66,15 +66,15 @@ class Metrics(eqx.Module):
     distance: Float[Array, ""]
     """L2 norm of S4D's kernel less the exact one, over that of the exact one [1]."""
     ptd_distance: Float[Array, ""]
-    """The same of PTD [1]."""
+    """L2 norm of PTD's kernel less the exact one, over that of the exact one [1]."""
     condition: Float[Array, ""]
-    """Of PTD's eigenvectors [1]."""
+    """Condition of PTD's eigenvectors [1]."""
     identity_error: Float[Array, ""]
-    """Of G_S4D (1 + rho) = G for random outputs, over the largest |G| [1]."""
+    """Error of G_S4D (1 + rho) = G, random outputs, over the largest |G| [1]."""
     frequency_error: Float[Array, ""]
-    """Relative, of the equation that eigenfrequencies solve [1]."""
+    """Relative error of the equation that eigenfrequencies solve [1]."""
     legendre_error: Float[Array, ""]
-    """Of the kernels of the first 64 states against Legendre polynomials [1]."""
+    """Error of the first 64 states' kernels against Legendre polynomials [1]."""
 
 
 def _legendre_error(n):

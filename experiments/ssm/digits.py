@@ -22,50 +22,23 @@ References:
 """
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 import numpy as np
-import optax
 
 from jaxlr import lab, ssm
-from jaxlr.core import Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr.core import Claim, Experiment
 from jaxlr.data import sequential_digits
 
+from ..common import networks
 
-class HParams(eqx.Module):
+
+class HParams(networks.SequenceHParams):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     start: str = eqx.field(static=True, default="legs")
     """A kind of S4D, or a method of PTD after `ptd_`."""
-    learning_rate: Hyper = 4e-3
-    """Of all but the systems, at the start; it falls to 0 as a cosine [1]."""
-    system_learning_rate: Hyper = 1e-3
-    """Of eigenvalues, input weights and steps [1]."""
-    weight_decay: Hyper = 0.01
-    """Of all but the systems [1]."""
     num_features: int = eqx.field(static=True, default=64)
-    """Features of a layer."""
-    num_states: int = eqx.field(static=True, default=32)
-    """States of a feature."""
-    num_layers: int = eqx.field(static=True, default=2)
-    """Residual blocks."""
-    num_epochs: int = eqx.field(static=True, default=30)
-    """Passes over the training digits."""
-    batch_size: int = eqx.field(static=True, default=64)
-    """Digits of a batch."""
-
-
-class Metrics(eqx.Module):
-    """Training over epochs, and what it ends in."""
-
-    loss: Float[Array, " step"]
-    """On the batch before the epoch's first step [nat]."""
-    test_accuracy: Float[Array, " step"]
-    """Share of the test digits that are recognized, before the epoch [1]."""
-    accuracy: Float[Array, ""]
-    """The same at the end [1]."""
 
 
 def _layer(key, hparams):
@@ -75,7 +48,7 @@ def _layer(key, hparams):
     return ssm.S4D(key, *sizes, kind=hparams.start)
 
 
-def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
+def run(key: Key[Array, ""], hparams: HParams) -> networks.Metrics:
     """One cell.
 
     Raises:
@@ -83,51 +56,11 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
     """
     order_key, solve_key = jr.split(key)
     data = sequential_digits()
-    x, labels, test_x, test_labels = map(jnp.asarray, data)
-    per_epoch = len(x) // hparams.batch_size
-    num_steps = hparams.num_epochs * per_epoch
-
-    def loss(model, x, labels):
-        logits = jax.vmap(model)(x)
-        return jnp.mean(
-            optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-        )
-
-    def batch(step):
-        index = epoch_batch(order_key, step, len(x), hparams.batch_size)
-        return x[index], labels[index]
-
-    solver = train(
-        eqx.filter_value_and_grad(loss),
-        ssm.adamw(
-            hparams.learning_rate,
-            hparams.system_learning_rate,
-            weight_decay=hparams.weight_decay,
-            schedule=optax.cosine_decay_schedule(1.0, num_steps),
-        ),
-        lambda key: ssm.Stack(
-            key,
-            lambda key: _layer(key, hparams),
-            hparams.num_features,
-            10,
-            num_inputs=1,
-            num_layers=hparams.num_layers,
-        ),
-        batch,
+    model, loss, test_accuracy = networks.train_sequences(
+        order_key, solve_key, hparams, data, lambda key: _layer(key, hparams)
     )
-
-    def accuracy(model):
-        return jnp.mean(jnp.argmax(jax.vmap(model)(test_x), axis=1) == test_labels)
-
-    def epoch(state, _):
-        tested = accuracy(state.params)
-        state, infos = loop.run(solve_key, solver, per_epoch, state=state)
-        return state, (infos.loss[0], tested)
-
-    state, (losses, tested) = jax.lax.scan(
-        epoch, solver.init(solve_key), length=hparams.num_epochs
-    )
-    return Metrics(losses, tested, accuracy(state.params))
+    last = networks.sequence_accuracy(model, data.test_x, data.test_labels)
+    return networks.Metrics(loss, test_accuracy, last)
 
 
 MADE_FOR_MEMORY = ("legs", "lin", "inv", "inv2", "quad")
@@ -173,9 +106,8 @@ def figure(results):
     page = Figure(figsize=(12, 4.6), layout="constrained")
     over_epochs, ends = page.subplots(1, 2)
     starts = list(results["start"].values)
-    curves = results.assign_coords(epoch=("step", np.arange(results.sizes["step"])))
     for i, start in enumerate(starts):
-        cell = lab.select(curves, start=start).squeeze("start")
+        cell = lab.select(networks.by_epoch(results), start=start).squeeze("start")
         color = f"C{i}"
         lab.draw_seeds(
             over_epochs, cell["test_accuracy"], "epoch", color=color, label=start

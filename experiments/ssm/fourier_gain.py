@@ -49,9 +49,9 @@ class HParams(eqx.Module):
     """One cell."""
 
     n: int = eqx.field(static=True, default=64)
-    """States, even and at least 10."""
+    """Number of states, even and at least 10."""
     steps: int = eqx.field(static=True, default=8)
-    """In a period of the top eigenfrequency."""
+    """Number of steps in a period of the top eigenfrequency."""
 
 
 class Metrics(eqx.Module):

@@ -56,16 +56,7 @@ import numpy as np
 import optax
 
 from jaxlr import lab, ssm
-from jaxlr.core import (
-    checks,
-    Claim,
-    epoch_batch,
-    Experiment,
-    Hyper,
-    loop,
-    Solver,
-    train,
-)
+from jaxlr.core import checks, Claim, Experiment, from_optax, Hyper, loop, Solver
 from jaxlr.data import (
     listops,
     LISTOPS_VOCABULARY,
@@ -73,24 +64,26 @@ from jaxlr.data import (
     root_operator_accuracy,
 )
 
+from ..common.training import epoch_batches
+
 
 class Scale(NamedTuple):
     """Sizes of data, networks and training.
 
     Attributes:
-        lengths: Tokens that are too few, and too many.
-        max_depth: Of a tree.
-        max_args: Of an operator.
-        num_samples: To train on, to validate and to test with.
-        num_layers: Residual blocks.
-        num_features: Of a layer.
-        s4d_states: Of a feature, S4D.
-        s5_states: Of a layer, S5-PTD.
-        s5_blocks: Equal blocks of those.
-        batch_size: Samples of an update.
-        num_updates: Of a round; accuracies are taken, and states checkpointed, between
-            rounds.
-        num_rounds: Of training.
+        lengths: Numbers of tokens that are too few, and too many.
+        max_depth: Bound on the depth of a tree.
+        max_args: Bound on the number of an operator's arguments.
+        num_samples: Numbers of samples to train on, to validate and to test with.
+        num_layers: Number of residual blocks.
+        num_features: Number of features of a layer.
+        s4d_states: Number of S4D's states, for each feature.
+        s5_states: Number of S5-PTD's states, for a whole layer.
+        s5_blocks: Number of equal blocks that those are divided into.
+        batch_size: Number of samples in an update.
+        num_updates: Number of updates in a round; accuracies are taken, and states
+            checkpointed, between rounds.
+        num_rounds: Number of rounds of training.
     """
 
     lengths: tuple[int, int]
@@ -126,11 +119,11 @@ class HParams(eqx.Module):
     data_directory: str = eqx.field(static=True, default="")
     """Where the samples are kept; empty for nowhere: they are made at every start."""
     learning_rate: Hyper = 3e-3
-    """Of all but the systems, at its highest [1]."""
+    """Highest learning rate of all but the systems [1]."""
     system_learning_rate: Hyper = 1e-3
-    """Of eigenvalues, input weights and steps, at its highest [1]."""
+    """Highest learning rate of eigenvalues, input weights and steps [1]."""
     weight_decay: Hyper = 0.04
-    """Of all but the systems [1]."""
+    """Weight decay of all but the systems [1]."""
 
 
 class Metrics(eqx.Module):
@@ -194,12 +187,8 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
             optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
         )
 
-    def batch(step):
-        index = epoch_batch(key, step, len(tokens), scale.batch_size)
-        return tokens[index], lengths[index], labels[index]
-
-    training = train(
-        eqx.filter_value_and_grad(loss),
+    training = from_optax(
+        loss,
         ssm.adamw(
             hparams.learning_rate,
             hparams.system_learning_rate,
@@ -215,7 +204,7 @@ def solver(key: Key[Array, ""], hparams: HParams) -> Solver:
             num_layers=scale.num_layers,
             is_bidirectional=True,
         ),
-        batch,
+        epoch_batches(key, scale.batch_size, tokens, lengths, labels),
     )
 
     # Together, in whole batches: one program less to compile, then another.

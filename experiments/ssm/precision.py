@@ -29,13 +29,13 @@ class HParams(eqx.Module):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     kind: ssm.Kind = eqx.field(static=True, default="legs")
-    """Of start, as `ssm.s4d`."""
+    """A name of `ssm.s4d`'s starts."""
     n: int = eqx.field(static=True, default=64)
-    """States, even."""
+    """Number of states, even."""
     length: int = eqx.field(static=True, default=16384)
-    """Steps of the kernel."""
+    """Number of steps of the kernel."""
     num_channels: int = eqx.field(static=True, default=256)
-    """Channels; their steps go evenly, in logarithms, from `dt_min` to `dt_max`."""
+    """Number of channels; steps go evenly, in logarithms, from `dt_min` to `dt_max`."""
     dt_min: Hyper = 1e-4
     """Smallest step [time]."""
     dt_max: Hyper = 0.1

@@ -36,46 +36,31 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
-import optax
 
 from jaxlr import lab, ssm
-from jaxlr.core import Claim, epoch_batch, Experiment, Hyper, loop, train
+from jaxlr.core import checks, Claim, Experiment
 from jaxlr.data import fourier_noise, sequential_digits
+
+from ..common import networks
 
 
 AMPLITUDES = (0.1, 0.2, 0.4)
 
 
-class HParams(eqx.Module):
+class HParams(networks.SequenceHParams):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     start: str = eqx.field(static=True, default="s4d")
     """"s4d" for S4D-LegS, "ptd" for rank-one PTD."""
     dt: float = eqx.field(static=True, default=0.1)
     """Step of every feature at the start [time]."""
-    learning_rate: Hyper = 4e-3
-    """Of all but the systems, at the start; it falls to 0 as a cosine [1]."""
-    system_learning_rate: Hyper = 1e-3
-    """Of eigenvalues, input weights and steps [1]."""
-    weight_decay: Hyper = 0.01
-    """Of all but the systems [1]."""
-    num_features: int = eqx.field(static=True, default=32)
-    """Features of a layer."""
-    num_states: int = eqx.field(static=True, default=32)
-    """States of a feature."""
-    num_layers: int = eqx.field(static=True, default=2)
-    """Residual blocks."""
-    num_epochs: int = eqx.field(static=True, default=30)
-    """Passes over the training digits."""
-    batch_size: int = eqx.field(static=True, default=64)
-    """Digits of a batch."""
 
 
 class Metrics(eqx.Module):
     """A trained network on clean digits, and on noisy ones."""
 
     loss: Float[Array, " step"]
-    """On each batch [nat]."""
+    """Training loss on the batch before the epoch's first step [nat]."""
     accuracy: Float[Array, ""]
     """Share of the clean test digits that are recognized [1]."""
     frequencies: Float[Array, " eigenfrequency"]
@@ -97,51 +82,23 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         ValueError: For an unknown `start`.
     """
     layers = {"s4d": ssm.S4D, "ptd": ssm.S4DPTD}
-    if hparams.start not in layers:
-        raise ValueError(f"`start` must be 's4d' or 'ptd', got {hparams.start!r}.")
+    layer = layers[checks.choice("start", hparams.start, layers)]
     order_key, solve_key = jr.split(key)
-    x, labels, test_x, test_labels = map(jnp.asarray, sequential_digits())
-    num_steps = hparams.num_epochs * (len(x) // hparams.batch_size)
-
-    def loss(model, x, labels):
-        logits = jax.vmap(model)(x)
-        return jnp.mean(
-            optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-        )
-
-    def batch(step):
-        index = epoch_batch(order_key, step, len(x), hparams.batch_size)
-        return x[index], labels[index]
-
-    def layer(key):
-        return layers[hparams.start](
+    data = sequential_digits()
+    test_x, length = jnp.asarray(data.test_x), data.x.shape[1]
+    model, loss, _ = networks.train_sequences(
+        order_key,
+        solve_key,
+        hparams,
+        data,
+        lambda key: layer(
             key,
             hparams.num_features,
             hparams.num_states,
             dt_min=hparams.dt,
             dt_max=hparams.dt,
-        )
-
-    solver = train(
-        eqx.filter_value_and_grad(loss),
-        ssm.adamw(
-            hparams.learning_rate,
-            hparams.system_learning_rate,
-            weight_decay=hparams.weight_decay,
-            schedule=optax.cosine_decay_schedule(1.0, num_steps),
         ),
-        lambda key: ssm.Stack(
-            key,
-            layer,
-            hparams.num_features,
-            10,
-            num_inputs=1,
-            num_layers=hparams.num_layers,
-        ),
-        batch,
     )
-    state, info = loop.run(solve_key, solver, num_steps)
-    model = state.params
 
     lam, _ = ssm.s4d(hparams.num_states)
     at = np.sort(np.imag(lam)) * hparams.dt / (2 * np.pi)
@@ -150,7 +107,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     def accuracy(noise):
         noisy = fourier_noise(test_x, noise[0], noise[1])
-        return jnp.mean(jnp.argmax(jax.vmap(model)(noisy), axis=1) == test_labels)
+        return networks.sequence_accuracy(model, noisy, data.test_labels)
 
     amplitudes, grid = jnp.meshgrid(jnp.asarray(AMPLITUDES), frequencies, indexing="ij")
     # The clean digits are a noise of amplitude 0: the network is compiled once.
@@ -160,15 +117,15 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     first = model.blocks[0].layer
     lam, b, c, dt = first.system()
-    k = ssm.kernel(lam, b, c, dt, x.shape[1])
-    angle = 2 * jnp.pi * frequencies[:, None] * jnp.arange(x.shape[1])
+    k = ssm.kernel(lam, b, c, dt, length)
+    angle = 2 * jnp.pi * frequencies[:, None] * jnp.arange(length)
     real, imag = (
         jnp.matmul(k, wave.T, precision="highest")
         for wave in (jnp.cos(angle), jnp.sin(angle))
     )
     gain = jnp.sqrt(jnp.mean((real + first.d[:, None]) ** 2 + imag**2, axis=0))
     return Metrics(
-        loss=info.loss,
+        loss=loss,
         accuracy=shares[0],
         frequencies=frequencies[: at.size],
         at=noisy[:, : at.size],

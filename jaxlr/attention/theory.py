@@ -14,7 +14,12 @@ _MOST_FEATURES = 2**17
 
 
 def num_features(num_variables: int, degree: int) -> int:
-    """C(d + g, g): number of monomials of degree up to g in d variables."""
+    """C(d + g, g): number of monomials of degree up to g in d variables.
+
+    Args:
+        num_variables: Number d of variables.
+        degree: Largest degree g of the monomials.
+    """
     num_variables = checks.count("num_variables", num_variables, least=0)
     degree = checks.count("degree", degree, least=0)
     return math.comb(num_variables + degree, degree)

@@ -56,7 +56,7 @@ class Bounded(NamedTuple):
 def split_key(
     key: Key[Array, ""],
 ) -> tuple[Key[Array, ""], Key[Array, ""]]:
-    """The two keys of a run, `(init_key, loop_key)`: for `solver.init`, for steps."""
+    """The two keys that `key` gives a run, `(init_key, loop_key)`: start and steps."""
     init_key, loop_key = jr.split(key)
     return init_key, loop_key
 
@@ -64,7 +64,7 @@ def split_key(
 def take_step(
     solver: Solver, loop_key: Key[Array, ""], t: Int[Array, ""] | int, state: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Step t of a run, counted from the run's start: `(state, info)`.
+    """Step `t` of a run by `solver`, counted from the run's start: `(state, info)`.
 
     It draws from `fold_in(loop_key, t)`: here alone is that written.
     """
@@ -230,7 +230,7 @@ def _start(key, solver, first_step, state):
 
 
 def num_steps_of(experiment: Experiment, hparams: Any) -> int:
-    """Number of steps of a long run at `hparams`.
+    """Number of steps of the long run that `experiment` makes at `hparams`.
 
     Raises:
         ValueError: If it is not an integer of at least 1.

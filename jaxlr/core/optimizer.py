@@ -74,7 +74,8 @@ def from_optax(
 
     Returns:
         A `Solver` with `OptaxState` and `OptaxInfo`. A step costs one value and
-        gradient, and an update of the optimizer.
+        gradient, and an update of the optimizer. `init` raises a `ValueError` if no
+        floating or complex array is among the parameters.
 
     References:
         Bottou, Curtis, Nocedal. "Optimization Methods for Large-Scale Machine
@@ -87,8 +88,10 @@ def from_optax(
 
     def init(key: Key[Array, ""]) -> OptaxState:
         params = params_fn(key)
-        opt_state = optimizer.init(eqx.filter(params, eqx.is_inexact_array))
-        return OptaxState(params, opt_state, jnp.zeros((), int))
+        trained = eqx.filter(params, eqx.is_inexact_array)
+        if not jax.tree.leaves(trained):
+            raise ValueError(f"`params_fn` gives no array to train, got {params!r}.")
+        return OptaxState(params, optimizer.init(trained), jnp.zeros((), int))
 
     def step(key: Key[Array, ""], state: OptaxState) -> tuple[OptaxState, OptaxInfo]:
         batch = () if batch_fn is None else batch_fn(key, state.step)
@@ -136,15 +139,4 @@ def epoch_batch(
     order = jr.permutation(jr.fold_in(key, step // per_epoch), num_examples)
     return jax.lax.dynamic_slice_in_dim(
         order, step % per_epoch * batch_size, batch_size
-    )
-
-
-def train(value_and_grad_fn, optimizer, params_fn, batch_fn=lambda step: ()) -> Solver:
-    """To be deleted when no experiment calls it: `from_optax` in its old words."""
-    return from_optax(
-        None,  # pyright: ignore[reportArgumentType]
-        optimizer,
-        params_fn,
-        lambda key, step: batch_fn(step),
-        value_and_grad_fn=value_and_grad_fn,
     )

@@ -49,7 +49,7 @@ def passes_on(
                     nearest = difflib.get_close_matches(name, full.parameters, 1)
                     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
                     raise TypeError(
-                        f"{function.__name__}() got an unexpected keyword argument "
+                        f"{function.__qualname__}() got an unexpected keyword argument "
                         f"{name!r}{hint}"
                     )
             return function(*args, **{**defaults, **kwargs})  # pyright: ignore

@@ -7,15 +7,15 @@ from jaxtyping import Array, Bool, PyTree
 
 
 def all_finite(x: PyTree[Array]) -> Bool[Array, ""]:
-    """Whether no inexact leaf holds a NaN or an infinity."""
+    """Whether no inexact leaf of `x` holds a NaN or an infinity."""
     leaves = [leaf for leaf in jax.tree.leaves(x) if is_inexact(leaf)]
     return jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves], bool))
 
 
 def has_diverged(before: PyTree, after: PyTree, info: PyTree) -> Bool[Array, ""]:
-    """Whether a step made a NaN or an infinity: in the state, or in its info.
+    """Whether a step made a NaN or an infinity: in the state `after` it, or in `info`.
 
-    An infinity that was there before may belong to the state: the best value so far
+    An infinity that was there `before` may belong to the state: the best value so far
     starts there.
     """
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
@@ -38,7 +38,7 @@ def select(which: Bool[Array, ""], on_true: PyTree, on_false: PyTree) -> PyTree:
 
 
 def partition(x: PyTree) -> tuple[PyTree, PyTree]:
-    """Arrays and numbers, which loops carry, and all other leaves, such as functions.
+    """Arrays and numbers of `x`, which loops carry; all other leaves, as functions are.
 
     Either has None in place of the other's leaves; `eqx.combine` puts them together.
     """

@@ -44,11 +44,11 @@ class Uniform:
     Attributes:
         low: Smallest value, in the units of the swept field.
         high: Largest value.
-        num: How many draws.
-        seed: The draws depend on this and on the field's name alone.
+        num: Number of draws.
+        seed: Integer >= 0; the draws depend on it and on the field's name alone.
 
     Raises:
-        ValueError: Unless `low < high`, both finite, and `num >= 1`.
+        ValueError: Unless `low < high`, both finite, `num >= 1` and `seed >= 0`.
     """
 
     low: float
@@ -62,6 +62,7 @@ class Uniform:
         if self.low >= self.high:
             raise ValueError(f"`low` must be less than `high`, got {self}.")
         object.__setattr__(self, "num", checks.count("num", self.num))
+        object.__setattr__(self, "seed", checks.count("seed", self.seed, least=0))
 
     def draw(self, name: str) -> tuple[float, ...]:
         """The values for the field called `name`: `num` floats."""
@@ -198,6 +199,8 @@ class Experiment:
                 "`hparams` must be an instance of a dataclass, such as an eqx.Module, "
                 f"got {self.hparams!r}."
             )
+        if not (self.num_steps is None or callable(self.num_steps)):
+            checks.count("num_steps", self.num_steps)
         for name in ("num_seeds", "every"):
             number = checks.count(name, getattr(self, name))
             object.__setattr__(self, name, number)

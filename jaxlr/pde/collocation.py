@@ -14,12 +14,11 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 from jax import lax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from jaxlr.core import Hyper, Status
+from jaxlr.core import checks, Hyper, Status
 from jaxlr.covariance import check_scalar, Kernel
 from jaxlr.pde.newton import linearize, many_axes, one_axis
 from jaxlr.pde.problem import Problem
@@ -39,13 +38,13 @@ class Collocation(NamedTuple):
             units of the prior's standard deviations, with the boundary's share,
             relative to the data. It is that of the discrete equations: small ones do
             not mean that the grid resolves u, nor that rounding (in float32) does.
-        num_steps: Newton steps tried; 1 of `collocation_solve`.
-        num_products: Products with the linearized operator, of all GMRES runs.
+        num_steps: Number of Newton steps tried; 1 of `collocation_solve`.
+        num_products: Number of products with the linearized operator in all.
         status: A `Status`: `CONVERGED` if the residual meets the tolerance.
-        kernels: Those used, one an axis, after training.
-        log_marginal_likelihood: Of the data that training saw, at the kernels used, in
-            nats.
-        jitter: Of every axis: what was added to its correlations' diagonal.
+        kernels: Kernels that were used, one for each axis, after training.
+        log_marginal_likelihood: Logarithm of the likelihood of the data that training
+            saw, at the kernels used, in nats.
+        jitter: What was added to the diagonal of each axis' correlations.
     """
 
     solution: Float[Array, "..."]
@@ -78,17 +77,18 @@ def collocation_solve(
     they are. A scale of the kernel changes neither solution nor likelihood.
 
     Args:
-        problem: Linear in u, of derivatives to the order 2 where there is one axis,
-            and else to the kernels' `max_order`. One axis: the equation is imposed on
-            the faces too.
-        kernels: One for every axis, or one for all; instead of a kernel, several of one
-            structure and size.
-        num_evaluations: At most so many of the likelihood and its gradient, for every
-            start; 0 for kernels as they are. Static.
-        jitter: Added to the diagonal of correlations; ten times as much as long as a
-            Cholesky factorization fails; > 0. None: 1e-12 in float64, 1e-6 in float32.
-        tolerance: On the residual, for the status. None: 1e-6 in float64, 1e-4 in
-            float32.
+        problem: Equation that is linear in u, with derivatives to the order 2 where
+            there is one axis, and else to the kernels' `max_order`. On one axis it is
+            imposed on the faces too.
+        kernels: One kernel for every axis, or one for all; instead of a kernel, several
+            of one structure and size.
+        num_evaluations: Bound on the evaluations of the likelihood and its gradient,
+            for every start; 0 leaves kernels as they are. Static.
+        jitter: Number > 0 that is added to the diagonal of correlations, and ten times
+            as much as long as a Cholesky factorization fails. None stands for 1e-12 in
+            float64 and 1e-6 in float32.
+        tolerance: Bound on the residual that makes the status `CONVERGED`. None stands
+            for 1e-6 in float64 and 1e-4 in float32.
 
     Returns:
         The solution. One axis: O(n^3) flops an evaluation, and to solve, O(n^2) memory.
@@ -131,13 +131,18 @@ def newton_collocation(
     rounding's size; the step of the least residual counts.
 
     Args:
-        problem: As for `collocation_solve`; pointwise in u and its derivatives, and
-            differentiable at u = 0.
-        kernels: As for `collocation_solve`.
-        num_evaluations: As for `collocation_solve`.
-        jitter: As for `collocation_solve`.
-        tolerance: On the residual. None: as for `collocation_solve`.
-        max_steps: Bound on Newton's steps. Static.
+        problem: Equation that is pointwise in u and its derivatives, differentiable at
+            u = 0, with derivatives to the orders that `collocation_solve` takes.
+        kernels: One kernel for every axis, or one for all; instead of a kernel, several
+            of one structure and size.
+        num_evaluations: Bound on the evaluations of the likelihood and its gradient,
+            for every start; 0 leaves kernels as they are. Static.
+        jitter: Number > 0 that is added to the diagonal of correlations, and ten times
+            as much as long as a Cholesky factorization fails. None stands for 1e-12 in
+            float64 and 1e-6 in float32.
+        tolerance: Bound on the residual, which ends the steps and makes the status
+            `CONVERGED`. None stands for 1e-6 in float64 and 1e-4 in float32.
+        max_steps: Bound on the number of Newton's steps. Static.
 
     Returns:
         As `collocation_solve`. Of derivatives those of the last step: where the method
@@ -152,8 +157,7 @@ def newton_collocation(
         Chen, Hosseini, Owhadi, Stuart. "Solving and Learning Nonlinear PDEs with
         Gaussian Processes". 2021. arXiv:2103.12959.
     """
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"`max_steps` must be an integer >= 1, got {max_steps!r}.")
+    max_steps = checks.count("max_steps", max_steps)
     return _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps)
 
 
@@ -163,12 +167,11 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps):
     That is from the solution, of which its derivatives are then, or the best one again.
     """
     dtype = problem.grid[0].dtype
-    starts = _starts(problem, kernels, num_evaluations)
+    num_evaluations = checks.count("num_evaluations", num_evaluations, least=0)
+    starts = _starts(problem, kernels)
     if jitter is None:
         jitter = 1e-12 if dtype == jnp.float64 else 1e-6
-    if not isinstance(jitter, Tracer) and not jitter > 0:
-        raise ValueError(f"`jitter` must be > 0, got {jitter}.")
-    jitter = jnp.asarray(jitter, dtype)
+    jitter = jnp.asarray(checks.positive("jitter", jitter), dtype)
     if tolerance is None:
         tolerance = 1e-6 if dtype == jnp.float64 else 1e-4
     build = one_axis if len(problem.grid) == 1 else many_axes
@@ -215,15 +218,11 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps):
     )
 
 
-def _starts(problem, kernels, num_evaluations):
+def _starts(problem, kernels):
     """A tuple of kernels for every axis."""
     num_axes, orders = len(problem.grid), problem.orders
     if not 1 <= num_axes <= 3:
         raise ValueError(f"`problem` must have 1 to 3 axes, got {num_axes}.")
-    if not isinstance(num_evaluations, int) or num_evaluations < 0:
-        raise ValueError(
-            f"`num_evaluations` must be an integer >= 0, got {num_evaluations!r}."
-        )
     each = [kernels] * num_axes if isinstance(kernels, Kernel) else list(kernels)
     starts = [(k,) if isinstance(k, Kernel) else tuple(k) for k in each]
     if len(starts) != num_axes or not all(starts):
@@ -263,9 +262,10 @@ def _check_linear(problem):
         ]
         pairs = zip(*(linearize(problem, s) for s in states), strict=True)
         for one, other in pairs:
-            known = not (isinstance(one, Tracer) or isinstance(other, Tracer))
-            rounding = 1e-4 * np.max(np.abs(one)) if known else 0
-            if known and not np.allclose(one, other, rtol=1e-4, atol=rounding):
+            if not checks.known(one, other):
+                continue
+            rounding = 1e-4 * np.max(np.abs(one))
+            if not np.allclose(one, other, rtol=1e-4, atol=rounding):
                 raise ValueError(
                     "The `equation` is not linear in u: use `newton_collocation`."
                 )

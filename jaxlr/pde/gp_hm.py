@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Num
 import numpy as np
 
 from jaxlr import linalg
-from jaxlr.core import Hyper
+from jaxlr.core import checks, Hyper
 from jaxlr.covariance import gram, regular_spacing, SpectralMixture, toeplitz_column
 from jaxlr.pde.problem import Problem
 
@@ -25,12 +25,12 @@ class GPHM(eqx.Module):
 
     Attributes:
         u: The solution, (n_1, ..., n_D).
-        log_weights: log w of every axis, as `SpectralMixture` has w.
-        log_rates: log rho, likewise.
-        frequencies: mu, likewise.
-        log_tau_boundary: log of the inverse variance of the boundary's values.
-        log_tau_equation: log of the inverse variance of the equation's residual.
-        component: As `SpectralMixture`. Static.
+        log_weights: Logarithms of the weights w of every axis' `SpectralMixture`.
+        log_rates: Logarithms of its rates rho.
+        frequencies: Its frequencies mu, in periods for a unit of x.
+        log_tau_boundary: Logarithm of the inverse variance of the boundary's values.
+        log_tau_equation: Logarithm of the inverse variance of the equation's residual.
+        component: Form of the kernels' components, "gaussian" or "student". Static.
     """
 
     u: Float[Array, "..."]
@@ -64,17 +64,16 @@ def gp_hm_init(
     """Where GP-HM starts: u = 0, equal weights of sum 1, rates and variances 1.
 
     Args:
-        problem: Gives the shape.
-        max_frequency: F; frequencies are evenly spaced in 0..F, in periods for a unit
-            of x. They should cover those of the solution.
-        num_components: Q. Static.
-        component: As `SpectralMixture`. Static.
+        problem: Problem to be solved, which gives the shape.
+        max_frequency: Largest frequency F, in periods for a unit of x. Frequencies are
+            evenly spaced in 0..F, and should cover those of the solution.
+        num_components: Number of components Q of every kernel. Static.
+        component: Form of the components, "gaussian" or "student". Static.
 
     Raises:
         ValueError: Unless `num_components` is at least 1.
     """
-    if num_components < 1:
-        raise ValueError(f"`num_components` must be at least 1, got {num_components}.")
+    num_components = checks.count("num_components", num_components)
     num_axes, dtype = problem.source.ndim, problem.source.dtype
     zeros = jnp.zeros(num_components, dtype)
     frequencies = max_frequency * jnp.linspace(0, 1, num_components, dtype=dtype)
@@ -110,7 +109,7 @@ def gp_hm_log_joint(
     Args:
         params: Solution, kernels and noises.
         problem: The equation, on a regular grid.
-        boundary_weight: lambda_b.
+        boundary_weight: Factor lambda_b of the boundary's log-likelihood.
         jitter: Added to the diagonal of every C_d, whose own is the sum of weights. It
             bounds the accuracy of derivatives.
 
@@ -177,10 +176,10 @@ def gp_hm_predict(
     """The process's mean at other points, as the original code tests it.
 
     Args:
-        params: Trained.
-        problem: As in training.
-        points: Of every axis, m_d of them; the result is on their grid.
-        jitter: As in training.
+        params: Solution, kernels and noises after training.
+        problem: Equation that they were trained on.
+        points: Points of every axis, m_d of them; the result is on their grid.
+        jitter: What was added to the diagonal of every C_d in training.
 
     Returns:
         Shape (m_1, ..., m_D).

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
 
+from jaxlr.core import checks
 from jaxlr.linalg.dense import matmul
 from jaxlr.linalg.iterative import gmres
 from jaxlr.linalg.kron import kron_matvec, mode_product
@@ -56,7 +56,7 @@ def _zeros(problem):
 
 def _gram(kernel, x, order) -> Array:
     """k^(order)(x_i - x_j); on a regular axis from its first column."""
-    if isinstance(x, Tracer):
+    if not checks.known(x):
         return kernel(x[:, None] - x, order)
     known = np.asarray(x)
     step = np.diff(known)
@@ -311,7 +311,7 @@ def _preconditioner(problem, free, matrices, coefficients):
 def _diagonalize(matrix):
     """Eigenvalues, eigenvectors and their inverse, on the host where it can be."""
     dtype = jnp.result_type(matrix, jnp.complex64)
-    if isinstance(matrix, Tracer):
+    if not checks.known(matrix):
         values, vectors = jnp.linalg.eig(matrix)
         return values, vectors, jnp.linalg.inv(vectors)
     values, vectors = np.linalg.eig(np.asarray(matrix, np.float64))

@@ -13,12 +13,11 @@ from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 import numpy as np
 
-from jaxlr.core import errors
+from jaxlr.core import checks
 
 
 Unknown: TypeAlias = Callable[..., Array]
@@ -34,9 +33,10 @@ class Problem(eqx.Module):
         equation: The left side, a function of u as the module's text has it. Static.
         grid: Ascending points of every axis, in its units.
         source: The right side on the grid, or a number.
-        boundary: u; only what lies on `faces` counts. On the grid, or a number.
-        solution: u on the grid where it is known, to measure errors; or None.
-        faces: Where u is given. None: on all of them. Static.
+        boundary: Values of u on the grid, or a number; only those on `faces` count.
+        solution: Values of u on the grid, to measure errors by; None where they are not
+            known.
+        faces: Faces of the box where u is given. None stands for all of them. Static.
 
     Raises:
         ValueError: Unless axes ascend (where they are known), arrays fit the grid, and
@@ -74,8 +74,7 @@ class Problem(eqx.Module):
         every = tuple((axis, side) for axis in range(num_axes) for side in (0, -1))
         self.faces = every if faces is None else tuple((a, s) for a, s in faces)
         for face in self.faces:
-            if face not in every:
-                raise ValueError(errors.unknown("face", face, every))
+            checks.choice("face", face, every)
         if len(set(self.faces)) < len(self.faces):
             raise ValueError(f"`faces` must be given once each, got {self.faces}.")
         for axis, num in enumerate(self.shape):
@@ -87,7 +86,7 @@ class Problem(eqx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Points of every axis."""
+        """Number of points of every axis."""
         return tuple(len(points) for points in self.grid)
 
     @property
@@ -100,13 +99,13 @@ class Problem(eqx.Module):
         found = []
 
         def _record(*orders):
-            if len(orders) not in (0, len(self.grid)) or not all(
-                isinstance(order, int) and order >= 0 for order in orders
-            ):
+            if len(orders) not in (0, len(self.grid)):
                 raise ValueError(
                     f"The equation asks for u{orders}, where u takes no argument or "
                     f"an order of derivation for each of {len(self.grid)} axes."
                 )
+            name = f"order in u{orders}"
+            orders = tuple(checks.count(name, order, least=0) for order in orders)
             orders = orders or (0,) * len(self.grid)
             if orders not in found:
                 found.append(orders)
@@ -124,6 +123,9 @@ class Problem(eqx.Module):
 
     def error(self, u: Float[Array, "..."]) -> Float[Array, ""]:
         """The relative error of u in the Euclidean norm over the grid.
+
+        Args:
+            u: What is to be compared with the solution, on the grid.
 
         Raises:
             ValueError: Where the solution is not known.
@@ -152,10 +154,10 @@ def manufactured(
     """The problem that a given function solves: source and boundary made from it.
 
     Args:
-        equation: The left side.
-        solution_fn: u, an elementwise jax function of D coordinates.
-        grid: Ascending points of every axis.
-        faces: As `Problem`.
+        equation: The left side, as `Problem` has it.
+        solution_fn: Solution u, an elementwise jax function of D coordinates.
+        grid: Ascending points of every axis, in its units.
+        faces: Faces of the box where u is given. None stands for all of them.
 
     Returns:
         The problem; its source by jax's derivatives, exact to rounding.
@@ -180,7 +182,7 @@ def manufactured(
 
 def _axis(axis, points):
     """The points of one axis as an array of floats, checked."""
-    is_known = not isinstance(points, Tracer)
+    is_known = checks.known(points)
     with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
         points = jnp.asarray(points)
         points = points.astype(jnp.result_type(float, points))
@@ -213,15 +215,15 @@ class Benchmark(NamedTuple):
     """A problem of known solution, at any resolution, with the settings of GP-HM.
 
     Attributes:
-        equation: As `Problem`.
-        solution_fn: u, of as many coordinates as there are axes.
-        num_axes: D.
-        length: The domain is [0, length] along every axis.
-        num: Points of every axis, ends included.
-        max_frequency: F: the frequencies of the kernels start from 0 to there, in
-            periods for a unit of x.
-        boundary_weight: lambda_b, what the boundary's likelihood is multiplied by.
-        faces: As `Problem`.
+        equation: The left side, as `Problem` has it.
+        solution_fn: Solution u, a function of as many coordinates as there are axes.
+        num_axes: Number of axes D.
+        length: Length of the domain [0, length] along every axis.
+        num: Number of points of every axis, ends included.
+        max_frequency: Largest of the frequencies that kernels start from, in periods
+            for a unit of x; the smallest is 0.
+        boundary_weight: Factor lambda_b of the boundary's log-likelihood.
+        faces: Faces of the box where u is given. None stands for all of them.
     """
 
     equation: Equation
@@ -235,6 +237,9 @@ class Benchmark(NamedTuple):
 
     def shorten(self, share: float) -> "Benchmark":
         """On about this share of the domain along every axis, points as close as here.
+
+        Args:
+            share: Share of the length that is kept.
 
         Raises:
             ValueError: Unless `share` is in (0, 1] and leaves two points or more.
@@ -253,8 +258,12 @@ class Benchmark(NamedTuple):
 
         The differential equations of the literature need float64 at these frequencies:
         make and solve them under `jaxlr.core.compat.x64(True)`.
+
+        Args:
+            num: Number of points of every axis, or None. Static.
         """
-        points = np.linspace(0.0, self.length, self.num if num is None else num)
+        num = self.num if num is None else checks.count("num", num, least=2)
+        points = np.linspace(0.0, self.length, num)
         grid = (points,) * self.num_axes
         return manufactured(self.equation, self.solution_fn, grid, self.faces)
 

@@ -82,7 +82,7 @@ def spectral(
 
     Args:
         operator: The linear map A.
-        y: The measurements.
+        y: The measurements A(M) of the matrix sought.
         num_columns: Number k of columns of the factors, at most min(n1, n2). Static.
         is_symmetric: Whether M = X X^T is sought: X X^T is the positive part of rank k
             of the symmetric part of A*(y) / c. Static.
@@ -130,7 +130,7 @@ def sign_spectral(
 
     Args:
         operator: The linear map A, of square matrices; scaled so that E A*A = I.
-        y: The measurements.
+        y: The measurements A(M) of the matrix sought.
         num_columns: Number k of columns of the factor, at most n. Static.
         alpha: Scale of the factor [sqrt(||M||)].
 

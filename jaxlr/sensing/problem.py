@@ -59,7 +59,12 @@ class Quantizer(eqx.Module):
         checks.positive("scale", self.scale)
 
     def draw(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Random levels 0..L-1 of the numbers `x`, as floats."""
+        """Random levels 0..L-1 of the numbers `x`, as floats.
+
+        Args:
+            key: Source of the noise before the thresholds.
+            x: Numbers A(M), of any shape.
+        """
         noise = jr.normal if self.link == "probit" else jr.logistic
         noisy = x + self.scale * noise(key, x.shape, x.dtype)
         return jnp.sum(noisy[..., None] > self.thresholds, axis=-1).astype(x.dtype)
@@ -228,7 +233,15 @@ def quantize(
 
 
 def check_unquantized(problem: SensingProblem, what: str) -> None:
-    """Raises `ValueError` if the measurements are levels: `what` needs numbers."""
+    """Refuse a problem whose measurements are levels.
+
+    Args:
+        problem: The problem that is to be solved, or changed.
+        what: Name of the function that needs numbers, for the error.
+
+    Raises:
+        ValueError: If the problem has a quantizer.
+    """
     if problem.quantizer is not None:
         raise ValueError(
             f"`{what}` needs measurements that are numbers, got quantized ones; `gd` "
@@ -288,13 +301,19 @@ def low_rank(
 def relative_error(
     f: Float[Array, "n1 k"], g: Float[Array, "n2 k"], truth: Float[Array, "n1 n2"]
 ) -> Float[Array, ""]:
-    """||F G^T - M||_F / ||M||_F, dimensionless; 2 n1 n2 k flops."""
+    """||F G^T - M||_F / ||M||_F, dimensionless; 2 n1 n2 k flops.
+
+    Args:
+        f: Left factor F.
+        g: Right factor G.
+        truth: The matrix M.
+    """
     gap = jnp.linalg.norm(linalg.matmul(f, g.T) - truth)
     return gap / jnp.linalg.norm(truth)
 
 
 def relative(value: Float[Array, ""], scale: Float[Array, ""]) -> Float[Array, ""]:
-    """`value / scale`; `value` itself where the scale is 0."""
+    """`value / scale`; `value` itself where `scale` is 0."""
     return value / jnp.where(scale > 0, scale, 1)
 
 
@@ -312,7 +331,7 @@ def psnr(
 
 
 def to_pixels(image: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
-    """Luma 0..1 as whole numbers 0..255; what is outside is clipped."""
+    """The luma of an `image`, 0..1, as whole numbers 0..255; the outside is clipped."""
     return jnp.round(255 * jnp.clip(image, 0, 1)).astype(jnp.uint8)
 
 

@@ -49,9 +49,12 @@ def run_sharded(
         `(state, infos)`, the same on all devices.
 
     Raises:
-        ValueError: For an ensemble that is not of stored or packed rows; if m is not a
-            multiple of the number of devices.
+        ValueError: If `num_steps` or `every` is not an integer >= 1; for an ensemble
+            that is not of stored or packed rows; if m is not a multiple of the number
+            of devices.
     """
+    num_steps = checks.count("num_steps", num_steps)
+    every = checks.count("every", every)
     devices = jax.devices() if devices is None else list(devices)
     operator = problem.operator
     if not isinstance(operator, RowEnsemble) or isinstance(operator.rows, NormalRows):

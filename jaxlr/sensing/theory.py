@@ -10,7 +10,7 @@ are (I - Q Q^T) X N, and their singular values decide how fast the error falls.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Num
 import numpy as np
 
 from jaxlr.core import checks, Hyper
@@ -55,7 +55,7 @@ def symmetric_error(
     singular_values: Float[Array, " s"],
     *,
     eta: Hyper,
-    num_steps: Int[Array, "..."] | Float[Array, "..."] | int,
+    num_steps: Num[ArrayLike, "..."],
 ) -> Float[Array, "..."]:
     """||X X^T - M||_F after T steps of symmetric gradient descent, k > r.
 
@@ -183,6 +183,11 @@ def degrees_of_freedom(
     shape: tuple[int, int], rank: int, *, is_symmetric: bool = False
 ) -> int:
     """Dimension of the rank-r matrices: r (n1 + n2 - r); symmetric r (2 n - r + 1) / 2.
+
+    Args:
+        shape: Sizes (n1, n2) of the matrices.
+        rank: Rank r of the matrices.
+        is_symmetric: Whether symmetric matrices alone are counted.
 
     Raises:
         ValueError: If `rank` is not in 1..min(n1, n2).

@@ -1,6 +1,6 @@
 """Small networks whose layers say that they are dense, and their losses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import itertools
 import math
 
@@ -51,7 +51,11 @@ class MLP(eqx.Module):
         self.biases = [jnp.zeros(num_outputs) for _, num_outputs in shapes]
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch out"]:
-        """Outputs for each example of a batch; 2 multiply-adds a weight and example."""
+        """Outputs for each example of a batch; 2 flops a weight and example.
+
+        Args:
+            x: Inputs of every example.
+        """
         layers = list(zip(self.weights, self.biases, strict=True))
         for weight, bias in layers[:-1]:
             x = jax.nn.relu(dense(x, weight, bias))
@@ -59,16 +63,32 @@ class MLP(eqx.Module):
 
 
 def cross_entropy(
-    model: MLP, x: Float[Array, "n inputs"], labels: Int[Array, " n"]
+    model: Callable[[Array], Float[Array, "n out"]],
+    x: Float[Array, "n ..."],
+    labels: Int[Array, " n"],
 ) -> Float[Array, ""]:
-    """Mean over examples of -log of the label's probability, in nats."""
+    """Mean over examples of -log of the label's probability, in nats.
+
+    Args:
+        model: Network that gives a logit for each class.
+        x: Inputs of n examples.
+        labels: Class of every example, counted from 0.
+    """
     logits = model(x)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(losses)
 
 
 def accuracy(
-    model: MLP, x: Float[Array, "n inputs"], labels: Int[Array, " n"]
+    model: Callable[[Array], Float[Array, "n out"]],
+    x: Float[Array, "n ..."],
+    labels: Int[Array, " n"],
 ) -> Float[Array, ""]:
-    """Share of the examples whose largest output is the label's, 0..1."""
+    """Share of the examples whose largest output is the label's, 0..1.
+
+    Args:
+        model: Network that gives a logit for each class.
+        x: Inputs of n examples.
+        labels: Class of every example, counted from 0.
+    """
     return jnp.mean(jnp.argmax(model(x), axis=-1) == labels)

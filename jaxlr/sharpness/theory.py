@@ -114,7 +114,7 @@ def bias_variance(
     variance of the two, at every T.
 
     Args:
-        modes: From `least_squares_modes` or `kernel_modes`.
+        modes: The problem, as `least_squares_modes` or `kernel_modes` sees it.
         num_samples: Number n of samples, which the modes no longer know.
         sigma: Standard deviation of the noise, in the units of f*.
         eta: Step size [1/lambda].
@@ -150,7 +150,7 @@ def sam_advantage(
     a_GD^T, where a_SAM^T + a_GD^T > 2 / (1 + n signal_i / sigma^2).
 
     Args:
-        modes: From `least_squares_modes` or `kernel_modes`.
+        modes: The problem, as `least_squares_modes` or `kernel_modes` sees it.
         num_samples: Number n of samples, which the modes no longer know.
         sigma: Standard deviation of the noise, in the units of f*.
         eta: Step size of both [1/lambda].

@@ -53,6 +53,7 @@ def kernel(
         Gu, Gupta, Goel, Re. "On the Parameterization and Initialization of Diagonal
         State Space Models". 2022. arXiv:2206.11893.
     """
+    length = checks.count("length", length)
     check_system(lam, dt, method, allow_unstable=allow_unstable)
     dt = jnp.asarray(dt)[..., None]
     exponent, bbar = log_discretize(lam, b, dt, method)
@@ -307,7 +308,7 @@ def dplr_kernel(
     precision is that of `dt`'s type; float64 has 1e-11 of the maximum at n = 64.
 
     Args:
-        system: As `dplr_legs` gives it.
+        system: The system as a normal matrix minus one of rank one, by `dplr_legs`.
         c: Output vector C of a real system; this multiplies it by V.
         dt: Length of a step.
         length: Number L of entries. Static.

@@ -69,7 +69,7 @@ def rho(n: int, s: Inexact[np.ndarray, "*s"]) -> Complex[np.ndarray, "*s"]:
 
 
 def rank1_tau(t: float) -> float:
-    """T / (2 - t), of `ptd(method="rank1", t)`: its condition tends to the inverse."""
+    """Tau = t / (2 - t) of `ptd(method="rank1", t)`; its condition tends to 1 / tau."""
     return t / (2 - t)
 
 
@@ -115,6 +115,9 @@ def spike_height(k: int) -> float:
 
     For the output of state 0, as n grows: 2 / ((2k-1) pi). It does not fall, so S4D
     does not converge in operator norm.
+
+    Args:
+        k: Place of the eigenfrequency, 1 for the top one.
     """
     return 2 / ((2 * checks.count("k", k) - 1) * np.pi)
 

@@ -78,6 +78,7 @@ def test_misuse(options, sentence):
         attention.TransformerBlock(jr.key(0), 8, **options)
 
 
+@pytest.mark.misuse  # of the type, that is
 def test_sizes_may_be_those_of_numpy():
     def make(of: Any):
         sizes = {"num_kv_heads": of(2), "num_hidden": of(6)}

@@ -182,6 +182,8 @@ PLANTED = [
     ),
     ("words", edited(SOLVER, ("num_steps", "max_num_steps"))),
     ("words", {"jaxlr/ridge/a.py": "class A:\n    gradient_norm: float"}),
+    ("words", {"jaxlr/ridge/a.py": "def f(x, *, ordered=True): ..."}),
+    ("words", {"experiments/ridge/a.py": "tol = 1e-3"}),
     ("truths_and_functions", edited(SOLVER, ("is_dual", "dual"))),
     (
         "truths_and_functions",

@@ -18,9 +18,8 @@ BANNED = {
     "tol": "tolerance",
     "rtol": "tolerance",
     "atol": "tolerance",
-    "ordered": "is_ordered",
-    "reverse": "is_reverse",
 }
+BANNED_ARGUMENTS = {"ordered": "is_ordered", "reverse": "is_reverse"}
 
 
 def exceptions(root: Path) -> set[str]:
@@ -37,14 +36,14 @@ def words(root: Path) -> Iterator[str]:
             continue  # which call other libraries
         for node in ast.walk(file.tree):
             match node:
-                case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
-                    pass
-                case ast.AnnAssign(target=ast.Name(id=name)):
-                    pass
+                case ast.arg(arg=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                    banned = BANNED | BANNED_ARGUMENTS
+                case ast.Name(id=name, ctx=ast.Store()):
+                    banned = BANNED
                 case _:
                     continue
-            if name in BANNED:
-                yield f"{file.at(node)}: `{name}` is called `{BANNED[name]}`"
+            if name in banned:
+                yield f"{file.at(node)}: `{name}` is called `{banned[name]}`"
 
 
 def truths_and_functions(root: Path) -> Iterator[str]:
@@ -76,6 +75,10 @@ def exceptions_are_needed(root: Path) -> Iterator[str]:
         yield f"docs/design.md: no argument is called `{name}`, an exception to nothing"
 
 
+NO_COUNT = {"tuple", "Sequence"}  # of which the integer is one index, or axis
+NO_COUNT |= {"Int", "Num", "Float", "Array"}  # may be traced
+
+
 def counts(root: Path) -> Iterator[str]:
     """Every argument annotated `int` reaches `checks.count` or `checks.choice`.
 
@@ -89,7 +92,7 @@ def counts(root: Path) -> Iterator[str]:
         for owner, signature in item.signatures():
             for name, annotation in signature.annotated():
                 kinds = source.members(annotation)
-                is_count = "int" in kinds and not kinds & {"tuple", "Sequence"}
+                is_count = "int" in kinds and not kinds & NO_COUNT
                 is_result = not signature.function and item.node.name in returned
                 if is_count and not (is_result or signature.is_record):
                     if not checked(signature, name):
@@ -190,17 +193,20 @@ def _parameters(node) -> list[str]:
 def _aliases(node):
     """Expression -> the arguments of `node` that it stands for.
 
-    `x`; `self.x`; `getattr(self, name)` and `value` in a loop over literal names and
-    values.
+    `x`; `self.x`; `y` after `y = x`; `getattr(self, name)` and `value` in a loop over
+    literal names and values.
     """
     return ft.partial(_meant, _loops(node))
 
 
 @ft.lru_cache(None)
 def _loops(node) -> dict[str, list[ast.expr]]:
-    """Loop variable -> what it takes in turn, of loops over literals."""
+    """Variable -> what it is given, or takes in turn in loops over literals."""
     found: dict[str, list[ast.expr]] = {}
     for inner in ast.walk(node):
+        match inner:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                found.setdefault(name, []).append(value)
         if isinstance(inner, ast.For | ast.comprehension):
             target, rows = inner.target, _rows(inner.iter)
             names = target.elts if isinstance(target, ast.Tuple) else [target]
@@ -227,8 +233,8 @@ def _rows(node: ast.expr) -> list[ast.expr]:
 def _meant(loops: dict[str, list[ast.expr]], node: ast.AST) -> set[str]:
     match node:
         case ast.Name(id=name):
-            rest = loops.get(name, ())
-            return {name}.union(*(_meant(loops, v) for v in rest))
+            rest = {n: values for n, values in loops.items() if n != name}
+            return {name}.union(*(_meant(rest, v) for v in loops.get(name, ())))
         case ast.Attribute(value=ast.Name(id="self"), attr=name):
             return {name}
         case ast.Call(func=ast.Name(id="getattr"), args=[_, key, *_]):

@@ -47,7 +47,7 @@ def test_samplers_refuse_empty_ranges():
         Uniform(1.0, 1.0, 3)
     with pytest.raises(ValueError, match="positive"):
         LogUniform(0.0, 1.0, 3)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="`num` must be an integer >= 1"):
         Uniform(0.0, 1.0, 0)
     with pytest.raises(ValueError, match="finite"):
         Uniform(0.0, float("inf"), 2)

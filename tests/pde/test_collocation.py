@@ -303,7 +303,9 @@ def test_misuse_is_named():
     with pytest.raises(ValueError, match=r"`problem` must have 1 to 3 axes, got 4"):
         solve(four, kernel)
     for jitter in (0.0, -1e-6):
-        with pytest.raises(ValueError, match=r"`jitter` must be > 0, got"):
+        with pytest.raises(
+            ValueError, match=r"`jitter` must be positive and finite, got"
+        ):
             solve(problem_1d(), kernel, jitter=jitter)
 
 

@@ -325,6 +325,7 @@ def test_half_precision_is_measured_in_float32():
     np.testing.assert_allclose(value, 2, rtol=0.02)
 
 
+@pytest.mark.misuse  # of the type, that is
 def test_counts_are_integers_of_numpy_too():
     w, x = jnp.ones(3), jnp.ones((6, 2))
 

@@ -27,7 +27,7 @@ class Operator(eqx.Module):
     `_adjoint`; the forms that take factors it overrides where it has a faster way.
 
     Attributes:
-        shape: (n1, n2). Static.
+        shape: Sizes (n1, n2) of the matrices. Static.
     """
 
     shape: eqx.AbstractVar[tuple[int, int]]
@@ -298,7 +298,12 @@ def check_factors(operator: Operator, f: Array, g: Array) -> tuple[Array, Array]
 
 
 def check_array(name: str, x: Any, shape: tuple[int | str, ...]) -> Array:
-    """`x` as an array; in `shape`, "k" stands for any size.
+    """`x` as an array of real numbers.
+
+    Args:
+        name: Name of the argument, for the error.
+        x: What was given for it.
+        shape: The sizes that it must have; "k" stands for any.
 
     Raises:
         ValueError: If it is of another shape, or complex.

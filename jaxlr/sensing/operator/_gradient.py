@@ -31,7 +31,7 @@ def residual_gradient(
         operator: The linear map A.
         f: Left factor F.
         g: Right factor G.
-        y: The measurements.
+        y: The measurements that A(F G^T) is compared with.
         loss: "l2", 1/2 sum z^2; "l1", sum |z|, with sign(z), 0 at 0, for its slope;
             "huber", sum of z^2 / 2 where |z| <= delta, else delta (|z| - delta / 2).
         huber_delta: delta > 0, in the units of `y`. Only "huber" reads it.
@@ -67,7 +67,17 @@ def residual_adjoint(
 ) -> tuple[Float[Array, ""], Float[Array, "n1 n2"]]:
     """The loss of A(F G^T) against y, and D = A*(psi(A(F G^T) - y)) itself.
 
-    As `residual_gradient`, for methods that need D, such as its norm; n1 n2 numbers.
+    For methods that need D, such as its norm; n1 n2 numbers.
+
+    Args:
+        operator: The linear map A.
+        f: Left factor F.
+        g: Right factor G.
+        y: The measurements that A(F G^T) is compared with.
+        loss: "l2", "l1" or "huber", as `residual_gradient` defines them.
+        huber_delta: Gap at which "huber" turns linear, in the units of `y`.
+        implementation: "xla", "pallas" or "pallas_interpret", as `residual_gradient`
+            defines them; None for "xla".
 
     Raises:
         ValueError: As `residual_gradient`.
@@ -82,7 +92,15 @@ def residual_adjoint(
 def check_implementation(
     operator: Operator, implementation: Implementation | None
 ) -> None:
-    """Raises `ValueError` on an unknown one, or a kernel where there is none."""
+    """Refuse what `residual_gradient` cannot run.
+
+    Args:
+        operator: The linear map A.
+        implementation: "xla", "pallas" or "pallas_interpret"; None is always fine.
+
+    Raises:
+        ValueError: On an unknown implementation, or a kernel where there is none.
+    """
     checks.choice("implementation", implementation, (None, *get_args(Implementation)))
     if implementation not in (None, "xla") and not operator.has_kernel:
         raise ValueError(

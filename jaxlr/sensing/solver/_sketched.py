@@ -74,8 +74,9 @@ def alternating_sketched(
     """
     num_inner = checks.count("num_inner", num_inner)
     num_columns = checks.count("num_columns", num_columns)
-    size = 4 * num_columns if sketch_size is None else sketch_size
-    size = checks.count("sketch_size", size, least=num_columns)
+    if sketch_size is None:
+        sketch_size = 4 * num_columns
+    size = checks.count("sketch_size", sketch_size, least=num_columns)
 
     def solve_fn(operator, damping):
         places = _places_in_rows(operator)

@@ -135,11 +135,16 @@ class Layer(eqx.Module):
         self.d = jr.normal(d_key, c.shape[:1])
         self.log_dt = log_uniform(dt_key, lam.shape[0], dt_min, dt_max)
 
-    @abc.abstractmethod
     def __call__(
         self, u: Float[Array, "L H"], *, dt_scale: Hyper | Float[Array, " L"] = 1.0
     ) -> Float[Array, "L H"]:
-        """The whole sequence from a state of zero."""
+        """The whole sequence from a state of zero.
+
+        Args:
+            u: Input, the features of every step.
+            dt_scale: Number that multiplies the step, as in `scan`.
+        """
+        return self.scan(u, dt_scale=dt_scale)[0]
 
     @abc.abstractmethod
     def scan(
@@ -178,7 +183,13 @@ class Layer(eqx.Module):
         *,
         dt_scale: Hyper = 1.0,
     ) -> tuple[Float[Array, " H"], Complex[Array, "..."]]:
-        """One step: `(y_l, x_l)` from u_l and x_{l-1}."""
+        """One step: `(y_l, x_l)`, the output and the state after it.
+
+        Args:
+            u: Input u_l, the features of the step.
+            state: State x_{l-1} before the step; `init_state()` to begin with.
+            dt_scale: Number that multiplies the step.
+        """
 
 
 def complex_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:

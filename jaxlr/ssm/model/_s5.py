@@ -67,15 +67,6 @@ class S5(Layer):
         c = matmul(c, jnp.asarray(v)).reshape(num_features, -1)
         self._set((np.tile(lam, num_blocks), b, c), *keys, **settings)
 
-    def __call__(
-        self,
-        u: Float[Array, "L H"],
-        *,
-        dt_scale: Hyper | Float[Array, " L"] = 1.0,
-    ) -> Float[Array, "L H"]:
-        """The whole sequence from a state of zero."""
-        return self.scan(u, dt_scale=dt_scale)[0]
-
     def scan(
         self,
         u: Float[Array, "L H"],
