@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 from jaxlr.core.derivatives import refuse
 from jaxlr.core.loop import Status
 from jaxlr.gp._partial import (
-    conjugate_gradients,
     gain_cholesky,
     gain_roots,
     GridInfo,
     Settings,
     solve,
+    solve_precision,
     System,
 )
 from jaxlr.linalg import (
@@ -173,8 +173,8 @@ def _inverse_trace(system, settings, key):
     def drawn(left, key):
         z = jr.rademacher(key, system.free.shape, inverse.dtype)
         z = system.scatter(z) / jnp.sqrt(settings.num_probes)
-        x, _, status = conjugate_gradients(system, z, settings)
-        x = jnp.where(status == Status.CONVERGED, x, jnp.nan)
+        x, info = solve_precision(system, z, settings)
+        x = jnp.where(info.status == Status.CONVERGED, x, jnp.nan)
         return subtract(left, (x, z)), None
 
     return jax.lax.scan(drawn, whole, jr.split(key, settings.num_probes))[0]

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlr.core import checks
 from jaxlr.linalg.dense import matmul
-from jaxlr.linalg.iterative import gmres
+from jaxlr.linalg.iterative import gmres, refine
 from jaxlr.linalg.kron import kron_matvec, mode_product
 from jaxlr.pde.likelihood import cholesky, correlate, log_likelihood, maximize
 
@@ -153,23 +153,17 @@ def _refine(matrix, lower, rhs):
     They undo jitter where there is something to undo. One more step is differentiated.
     """
 
-    def steps(matrix, lower, rhs):
-        def body(carry):
-            x, r, _, num = carry
-            new = x + jax.scipy.linalg.cho_solve((lower, True), r)
-            gap = rhs - matmul(matrix, new)
-            is_better = _norm(gap) < _norm(r)
-            x, r = (jnp.where(is_better, a, b) for a, b in ((new, x), (gap, r)))
-            return x, r, is_better, num + 1
+    def solve(lower, rest):
+        return jax.scipy.linalg.cho_solve((lower, True), rest)
 
-        def goes_on(carry):
-            return carry[2] & (carry[3] < _MOST_REFINEMENTS)
-
-        start = jnp.zeros_like(rhs), rhs, jnp.asarray(True), jnp.asarray(0)
-        return lax.while_loop(goes_on, body, start)[0]
-
-    x = steps(*map(lax.stop_gradient, (matrix, lower, rhs)))
-    more = jax.scipy.linalg.cho_solve((lower, True), rhs - matmul(matrix, x))
+    still, low, b = map(lax.stop_gradient, (matrix, lower, rhs))
+    x, _ = refine(
+        ft.partial(matmul, still),
+        lambda r: (solve(low, r), 0),
+        b,
+        max_steps=_MOST_REFINEMENTS,
+    )
+    more = solve(lower, rhs - matmul(matrix, x))
     return x + more - lax.stop_gradient(more)
 
 

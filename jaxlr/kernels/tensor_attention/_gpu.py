@@ -23,7 +23,14 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlr.kernels.tensor_attention._plan import div, dot, Head, is_seen, TensorBlocks
+from jaxlr.kernels.tensor_attention._plan import (
+    check_two_modes,
+    div,
+    dot,
+    Head,
+    is_seen,
+    TensorBlocks,
+)
 
 
 _F32 = jnp.float32
@@ -37,12 +44,7 @@ def tiles(query, lens, blocks):
     Raises:
         ValueError: On other than two modes, or types or blocks that there are not.
     """
-    if len(lens) != 2:
-        raise ValueError(f"The kernel takes two modes, got {len(lens)}; use 'xla'.")
-    if query.dtype not in (_F32, jnp.bfloat16):
-        raise ValueError(
-            f"The kernel's `query` must be float32 or bfloat16, got {query.dtype}."
-        )
+    check_two_modes(query, len(lens))
     if blocks is None:
         # Full products of float32 are made in registers, which hold no more.
         size = 32 if query.dtype == _F32 else 64
