@@ -290,6 +290,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
     footprint, traffic = _cost(traced.jaxpr)
     metrics = _described(experiment, base, shapes)
     run = jaxpr_as_fun(traced)
+    steps = () if carry is None else (num_steps,)
     return Lane(
         function=lambda *arguments: [_raw(x) for x in run(*arguments)],
         metrics=metrics,
@@ -299,7 +300,8 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
         every=experiment.every,
         footprint=footprint,
         traffic=traffic * max(num_steps, 1),
-        digest=_digest(traced, metrics, experiment.every, num_steps),
+        # Of closed runs without steps, as in the directories that there are.
+        digest=_digest(traced, metrics, experiment.every, *steps),
     )
 
 

@@ -123,6 +123,8 @@ def appended(name, text):
     return {name: f"{PROJECT.get(name, '')}\n{text}\n"}
 
 
+FIELD = 'class HParams:\n    size: int\n    """Of it [1]."""'
+ARGUMENT = 'def f(x):\n    """F.\n\n    Args:\n        x: X.\n    """'
 # (rule, files that break it)
 PLANTED = [
     ("rooms_have_lines", {"jaxlr/ridge/theory.py": '"""Theory."""'}),
@@ -190,6 +192,8 @@ PLANTED = [
     ("no_telegrams", edited(SOLVER, ("Number of steps to take. ", ""))),
     ("no_telegrams", edited(SOLVER, ("The instance to solve", "As `gd`"))),
     ("no_telegrams", edited(SOLVER, ("The instance to solve", "k. Static"))),
+    ("experiments_are_described", {"experiments/ridge/a.py": FIELD}),
+    ("experiments_are_described", {"experiments/ridge/a.py": ARGUMENT}),
     ("settings_are_listed", edited(SOLVER, ("= False)", "= False, **settings)"))),
     ("functions_are_short", {"jaxlr/a.py": "def f():\n" + "    x = 1\n" * 80}),
     (
