@@ -82,7 +82,7 @@ class Metrics(eqx.Module):
     """After each round."""
 
     loss: Float[Array, " step"]
-    """On a fresh batch [nat]."""
+    """Training loss on a fresh batch [nat]."""
     valid_auc: Float[Array, " step"]
     """Chance that a match is ranked rightly among validation sequences [1]."""
     auc: Float[Array, " step"]

@@ -58,7 +58,7 @@ class HParams(eqx.Module):
     """Number of random starts."""
     num_times: int = eqx.field(static=True, default=128)
     """Number of points in time, on [0, 1]."""
-    num_steps: int = eqx.field(static=True, default=60)
+    max_steps: int = eqx.field(static=True, default=60)
     """Bound on the steps of L-BFGS."""
 
 
@@ -97,7 +97,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         name: math.log(low) + share * math.log(high / low)
         for share, (name, (low, high)) in zip(shares, RANGES.items(), strict=True)
     }
-    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.max_steps), starts)
     return Metrics(
         final=-jnp.minimum(fitted.losses, 1e6) - truth.log_marginal_likelihood(y),
         steps_taken=jnp.asarray(fitted.num_steps, float),
@@ -185,7 +185,7 @@ EXPERIMENT = Experiment(
     smoke={
         "num_seeds": 2,
         "axes": {"noise": (0.1,)},
-        "hparams": HParams(num_starts=24, num_times=48, num_steps=40),
+        "hparams": HParams(num_starts=24, num_times=48, max_steps=40),
     },
     claims=claims,
     figure=figure,

@@ -20,7 +20,7 @@ class Minimum(NamedTuple):
     """Where a run ended, and how.
 
     Attributes:
-        params: The parameters.
+        params: The parameters where the run ended.
         loss: The loss there; infinite if it is not finite.
         num_steps: Number of steps taken.
         status: A `jaxlr.core.loop.Status`, as an integer array.
@@ -99,7 +99,7 @@ def lbfgs(
     that must be positive are best given by their logarithms.
 
     Args:
-        loss_fn: `loss_fn(params)`, differentiable.
+        loss_fn: `loss_fn(params) -> loss`, differentiable.
         max_steps: Bound on the number of steps. Static.
         max_evaluations: Bound on the number of evaluations of the loss and its
             gradient, at least `1 + max_search`; None for none. Static.

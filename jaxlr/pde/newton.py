@@ -81,7 +81,7 @@ def _ratio(x, y):
     return x / jnp.where(y > 0, y, 1)
 
 
-def one_axis(problem, starts, num_evaluations, jitter):
+def one_axis(problem, starts, max_evaluations, jitter):
     """Kernels, their likelihood, where Newton starts, and its step."""
     (x,) = problem.grid
     orders = [order for (order,) in problem.orders]
@@ -125,7 +125,7 @@ def one_axis(problem, starts, num_evaluations, jitter):
         likelihood_fn,
         lambda kernel: covariances(kernel, first)[0],
         starts[0],
-        num_evaluations,
+        max_evaluations,
         jitter,
     )
 
@@ -167,7 +167,7 @@ def _refine(matrix, lower, rhs):
     return x + more - lax.stop_gradient(more)
 
 
-def many_axes(problem, starts, num_evaluations, jitter):
+def many_axes(problem, starts, max_evaluations, jitter):
     """Kernels, their likelihood, where Newton starts, and its step."""
     dtype, shape = problem.grid[0].dtype, problem.shape
     kernels, matrices, jitters, likelihood = [], [], [], jnp.zeros((), dtype)
@@ -181,7 +181,7 @@ def many_axes(problem, starts, num_evaluations, jitter):
             return log_likelihood(_gram(kernel, x, 0), lines, jitter, num)
 
         kernel, value = maximize(
-            likelihood_fn, covariance_fn, starts[axis], num_evaluations, jitter
+            likelihood_fn, covariance_fn, starts[axis], max_evaluations, jitter
         )
         correlations, scale = correlate(_gram(kernel, x, 0))
         lower, used = cholesky(correlations, jitter)
