@@ -195,7 +195,7 @@ def _columns(results, algorithm):
 
 
 def _gigaflops_to(cell, psnr):
-    """Those spent until an iterate has this PSNR; infinite if none has."""
+    """Gigaflops spent until an iterate has this PSNR; infinite if none has."""
     is_met = cell["psnr"] >= psnr
     return (is_met.argmax("step") * cell["step_gigaflops"]).where(
         is_met.any("step"), np.inf

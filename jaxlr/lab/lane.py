@@ -265,7 +265,8 @@ def _segmented_lane(experiment, base, dtypes, values) -> Lane:
             state, info = loop.take_step(solver, loop_key, t, whole(carry.state))
             state = jax.tree.map(_raw, tree.partition(state)[0])
             row = jnp.where(t % every == 0, t // every, num_rows)
-            ends = solver.has_ended and (lambda state: solver.has_ended(whole(state)))
+            has_ended = solver.has_ended
+            ends = has_ended and (lambda state: has_ended(whole(state)))
             info = jax.tree.map(_raw, _arrays(info))
             return t + 1, carry.after(t, row, state, info, ends)
 

@@ -62,7 +62,7 @@ def log_likelihood(
     jitter: Float[Array, ""],
     num_draws: Count = 1,
 ) -> Float[Array, ""]:
-    """Of a draw under its covariance, the mean over draws, in nats.
+    """The log likelihood of a draw, the mean over draws, in nats.
 
     The covariance is taken times the number that makes the draws likeliest: its own
     scale does not matter. Other columns may stand for the draws, of the same sum of

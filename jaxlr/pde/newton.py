@@ -41,7 +41,10 @@ def apply(problem, derivatives):
 
 
 def linearize(problem, derivatives):
-    """Of the linearized equation: it is pointwise, so that one product tells each."""
+    """Coefficients of the linearized equation, of arrays in the same order.
+
+    The equation is pointwise, so that one product tells each.
+    """
 
     def of(i):
         along = [jnp.full_like(x, i == j) for j, x in enumerate(derivatives)]
@@ -103,7 +106,7 @@ def one_axis(problem, starts, max_evaluations, jitter):
         return full, jnp.concatenate([rest, values])
 
     def covariances(kernel, full):
-        """Of the functionals; and of each derivative of u on the grid with them."""
+        """Of the functionals among them, and of each derivative of u with them."""
         table = ft.cache(lambda order: _gram(kernel, x, order)[:, index])
 
         def with_all(order):
