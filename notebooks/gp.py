@@ -49,7 +49,7 @@ import jax.random as jr
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jaxlr import covariance, gp, lab, pde
+from jaxlr import core, covariance, gp, lab, pde
 from jaxlr.core import Experiment
 
 
@@ -109,7 +109,7 @@ plt.show()
 # ## Hyper-parameters
 #
 # Gradients of the log marginal likelihood never pass through an eigendecomposition, whose own
-# do not exist where eigenvalues coincide. `gp.fit` is L-BFGS from many starts in one program.
+# do not exist where eigenvalues coincide. `core.multistart` runs L-BFGS from many starts in one program.
 
 
 # %%
@@ -121,7 +121,7 @@ def loss(logs):
 
 truth_and_noise = y
 starts = jr.uniform(jr.key(5), (4, 3), minval=-4.0, maxval=1.0)
-fitted = gp.fit(loss, starts, max_num_steps=25)
+fitted = core.multistart(core.lbfgs(loss, max_steps=25), starts)
 print("nats of every start:   ", -fitted.losses)
 print("lengthscales and noise:", jnp.exp(fitted.params))
 
@@ -149,7 +149,7 @@ def run(key, hparams):
         jnp.ones(30),
         hparams.max_frequency * jnp.linspace(0, 1, 30),
     )
-    found = pde.collocation_solve(problem, kernel, num_evaluations=0)
+    found = pde.collocation_solve(problem, kernel, max_evaluations=0)
     return {"error": problem.error(found.solution)}
 
 

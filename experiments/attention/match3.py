@@ -64,7 +64,7 @@ def is_matching(x: Int[Array, "B N"], modulus: int) -> Bool[Array, "B N"]:
 
 
 def outputs(x: Int[Array, "B N"], modulus: int, sharpness: Hyper):
-    """Of the head: (B, N)."""
+    """The outputs of the head, of shape (B, N)."""
     num_positions = x.shape[1]
     between = jnp.cos(jnp.pi / modulus)
     # 1 - cos without cancellation.

@@ -66,7 +66,7 @@ MASKS = {
 
 
 class Metrics(eqx.Module):
-    """Of a forward pass, and of one that is followed by the backward pass."""
+    """What a forward pass costs, and one that is followed by the backward pass."""
 
     flops: Float[Array, ""]
     """Cost of the value [flop]."""
@@ -94,7 +94,7 @@ def _attend(implementation, degree, mask, query, keys, values):
 
 @ft.cache
 def _costs(implementation, num_features, degree, mask, num_positions):
-    """Of the value, and of value and gradient."""
+    """Flops and memory of the value, and of value and gradient."""
     value = ft.partial(_attend, implementation, degree, mask)
     x = jax.ShapeDtypeStruct((1, num_positions, 1, num_features), jnp.float32)
 
@@ -157,7 +157,7 @@ def _products(cells):
 
 
 def _slopes(cells, name):
-    """Of log cost over log n, by least squares, one a form."""
+    """Slopes of log cost over log n, by least squares, one a form."""
     logs = np.log(_rows(cells, name).T)
     return np.polyfit(np.log(cells["num_positions"].values), logs, 1)[0]
 

@@ -32,7 +32,7 @@ def hold_out(operator: Any) -> tuple[Any, Any, np.ndarray]:
     Entries come in order: so the held-out ones are spread over the image.
 
     Args:
-        operator: Any whose leaves all have the measurements in front.
+        operator: Operator whose leaves all have the measurements in front.
 
     Returns:
         Both parts, and which measurements are in the second.
@@ -59,9 +59,9 @@ def keep_best(
     """A solver that remembers the image of least error, as early stopping returns it.
 
     Args:
-        solver: What to run.
-        image_fn: The image of one of its states.
-        error_fn: What to stop by, of an image.
+        solver: Method to run.
+        image_fn: `image_fn(state)` gives the image of one of its states.
+        error_fn: `error_fn(image)` gives the error to stop by.
 
     Returns:
         A `Solver` whose state is `Kept` and whose infos are those of `solver`.
@@ -86,9 +86,9 @@ def page(photos, num_images: int, width: float):
     """A figure with a row of images for every photograph, and room for graphs below.
 
     Args:
-        photos: The photographs.
-        num_images: Images of each.
-        width: Of the page [inch].
+        photos: Names of the photographs.
+        num_images: Number of images of each.
+        width: Width of the page [inch].
 
     Returns:
         The page, the part with the images, its axes row by row, the part below.

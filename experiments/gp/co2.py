@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, gp, lab
-from jaxlr.core import Axis, checks, Claim, Experiment
+from jaxlr.core import Axis, checks, Claim, Experiment, lbfgs, multistart
 from jaxlr.data import carbon_dioxide
 
 
@@ -63,7 +63,7 @@ class HParams(eqx.Module):
     """Number of the draw of what is held out [1]."""
     num_years: int = eqx.field(static=True, default=44)
     """Number of years of the record, from 1958 on, at most 44."""
-    num_steps: int = eqx.field(static=True, default=40)
+    max_steps: int = eqx.field(static=True, default=40)
     """Bound on the steps of L-BFGS."""
     num_starts: int = eqx.field(static=True, default=1)
     """Number of random starts of the training."""
@@ -157,7 +157,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
     change = jr.normal(key, (hparams.num_starts, len(START)))
     starts = jnp.log(jnp.array(list(START.values()))) + 0.5 * change
-    fitted = gp.fit(loss, starts, max_num_steps=hparams.num_steps)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.max_steps), starts)
     posterior = process(fitted.params).posterior(y)
     noise = jnp.exp(fitted.params[list(START).index("noise")]) + FLOOR
     mean, deviation = trend + posterior.mean, jnp.sqrt(posterior.variance + noise)
@@ -281,7 +281,7 @@ EXPERIMENT = Experiment(
     | {name: ("year", "week") for name in ("record", "is_held", "mean", "deviation")},
     smoke={
         "axes": (Axis("pattern", PATTERNS), Axis("draw", (0,))),
-        "hparams": HParams(num_years=16, num_steps=12),
+        "hparams": HParams(num_years=16, max_steps=12),
     },
     claims=claims,
     figure=figure,

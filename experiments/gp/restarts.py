@@ -4,7 +4,7 @@ Values at regular times are drawn from a process whose covariance is known: a cy
 0.2 units of time that changes shape slowly, and noise. Five hyper-parameters (period,
 roughness of the cycle, lengthscale, variance, noise) are fitted by L-BFGS from random
 starts. The marginal likelihood has local maxima near multiples and fractions of the
-period, and one without any cycle. All starts train in one program (`gp.fit`), as do all
+period, and one without any cycle. All starts train in one program, as do all
 noises and draws.
 
 Claims. (1) The best of all starts is at least as likely as the truth, (2) and has its
@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jaxlr import covariance, gp, lab, linalg
-from jaxlr.core import Claim, Experiment, Hyper
+from jaxlr.core import Claim, Experiment, Hyper, lbfgs, multistart
 
 
 TRUTH = {
@@ -58,7 +58,7 @@ class HParams(eqx.Module):
     """Number of random starts."""
     num_times: int = eqx.field(static=True, default=128)
     """Number of points in time, on [0, 1]."""
-    num_steps: int = eqx.field(static=True, default=60)
+    max_steps: int = eqx.field(static=True, default=60)
     """Bound on the steps of L-BFGS."""
 
 
@@ -97,7 +97,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         name: math.log(low) + share * math.log(high / low)
         for share, (name, (low, high)) in zip(shares, RANGES.items(), strict=True)
     }
-    fitted = gp.fit(loss, starts, max_num_steps=hparams.num_steps)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.max_steps), starts)
     return Metrics(
         final=-jnp.minimum(fitted.losses, 1e6) - truth.log_marginal_likelihood(y),
         steps_taken=jnp.asarray(fitted.num_steps, float),
@@ -182,7 +182,7 @@ EXPERIMENT = Experiment(
     smoke={
         "num_seeds": 2,
         "axes": {"noise": (0.1,)},
-        "hparams": HParams(num_starts=24, num_times=48, num_steps=40),
+        "hparams": HParams(num_starts=24, num_times=48, max_steps=40),
     },
     claims=claims,
     figure=figure,

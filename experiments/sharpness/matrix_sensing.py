@@ -55,13 +55,13 @@ class HParams(eqx.Module):
     rho: Hyper = 0.05
     """Radius of the perturbation [sqrt(||M||)]; unnormalized: a gradient [1/||M||]."""
     num_columns: int = eqx.field(static=True, default=1)
-    """Columns k of the factors."""
+    """Number of columns k of the factors."""
     num_measurements: int = eqx.field(static=True, default=0)
-    """Gaussian measurements m; 0 for all entries of the matrix."""
+    """Number of Gaussian measurements m; 0 for all entries of the matrix."""
     eta: Hyper = 0.1
     """Step size [1/||M||]."""
     num_steps: int = eqx.field(static=True, default=4000)
-    """Steps taken."""
+    """Number of steps taken."""
     n: int = eqx.field(static=True, default=20)
     """Side of the matrix."""
 

@@ -72,7 +72,7 @@ class Metrics(eqx.Module):
     gain_at: Float[Array, " eigenfrequency"]
     """First layer's gain after 64 steps, root mean square over features [1]."""
     gain_between: Float[Array, " gap"]
-    """The same midway [1]."""
+    """First layer's gain midway between two of them, likewise [1]."""
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:

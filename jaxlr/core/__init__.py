@@ -2,6 +2,12 @@
 
 from jaxlr.core import loop as loop, tree as tree
 from jaxlr.core.loop import Status as Status
+from jaxlr.core.multistart import (
+    Fitted as Fitted,
+    lbfgs as lbfgs,
+    Minimum as Minimum,
+    multistart as multistart,
+)
 from jaxlr.core.optimizer import (
     epoch_batch as epoch_batch,
     from_optax as from_optax,

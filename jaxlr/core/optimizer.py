@@ -74,7 +74,8 @@ def from_optax(
 
     Returns:
         A `Solver` with `OptaxState` and `OptaxInfo`. A step costs one value and
-        gradient, and an update of the optimizer.
+        gradient, and an update of the optimizer. `init` raises a `ValueError` if no
+        floating or complex array is among the parameters.
 
     References:
         Bottou, Curtis, Nocedal. "Optimization Methods for Large-Scale Machine
@@ -87,8 +88,10 @@ def from_optax(
 
     def init(key: Key[Array, ""]) -> OptaxState:
         params = params_fn(key)
-        opt_state = optimizer.init(eqx.filter(params, eqx.is_inexact_array))
-        return OptaxState(params, opt_state, jnp.zeros((), int))
+        trained = eqx.filter(params, eqx.is_inexact_array)
+        if not jax.tree.leaves(trained):
+            raise ValueError(f"`params_fn` gives no array to train, got {params!r}.")
+        return OptaxState(params, optimizer.init(trained), jnp.zeros((), int))
 
     def step(key: Key[Array, ""], state: OptaxState) -> tuple[OptaxState, OptaxInfo]:
         batch = () if batch_fn is None else batch_fn(key, state.step)

@@ -3,4 +3,3 @@
 from jaxlr.gp.coregionalization import Coregionalization as Coregionalization
 from jaxlr.gp.grid import Evidence as Evidence, GridGP as GridGP, GridInfo as GridInfo
 from jaxlr.gp.posterior import Posterior as Posterior, Prediction as Prediction
-from jaxlr.gp.training import fit as fit, Fitted as Fitted

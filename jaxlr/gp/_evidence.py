@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 from jaxlr.core.derivatives import refuse
 from jaxlr.core.loop import Status
 from jaxlr.gp._partial import (
-    conjugate_gradients,
     gain_cholesky,
     gain_roots,
     GridInfo,
     Settings,
     solve,
+    solve_precision,
     System,
 )
 from jaxlr.linalg import (
@@ -35,7 +35,7 @@ from jaxlr.linalg import (
 
 
 def log_determinant(system: System, settings: Settings, key) -> Estimate:
-    """Of A: sum log(1 + spectrum / s) + log det G + sum_o log R."""
+    """The log determinant of A: sum log(1 + spectrum / s) + log det G + sum_o log R."""
     value = total(jnp.log1p(system.eig.spectrum / system.shift))
     value += total(jnp.where(system.observed, jnp.log(system.noise), 0))
     size = system.free.size
@@ -74,7 +74,7 @@ class Evidence(NamedTuple):
 def evidence(
     settings: Settings, system: System, key: Any, factors, noise, y
 ) -> Evidence:
-    """Of y, 0 where nothing was observed; differentiable in factors, noise and y.
+    """Evidence of y, which is 0 in gaps; differentiable in factors, noise and y.
 
     `system` is made of those, without derivatives.
     """
@@ -173,8 +173,8 @@ def _inverse_trace(system, settings, key):
     def drawn(left, key):
         z = jr.rademacher(key, system.free.shape, inverse.dtype)
         z = system.scatter(z) / jnp.sqrt(settings.num_probes)
-        x, _, status = conjugate_gradients(system, z, settings)
-        x = jnp.where(status == Status.CONVERGED, x, jnp.nan)
+        x, info = solve_precision(system, z, settings)
+        x = jnp.where(info.status == Status.CONVERGED, x, jnp.nan)
         return subtract(left, (x, z)), None
 
     return jax.lax.scan(drawn, whole, jr.split(key, settings.num_probes))[0]

@@ -21,9 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlr.core.batching import one_by_one
 from jaxlr.core.loop import Status
 from jaxlr.linalg import (
+    cg_steps,
+    judge,
     kron_matvec,
     KronEigh,
     outer_product,
+    refine,
 )
 
 
@@ -108,11 +111,11 @@ class System(NamedTuple):
         return 1 / (self.eig.spectrum + self.shift)
 
     def rotate(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """To the eigenbasis."""
+        """The grid's array x in the eigenbasis."""
         return kron_matvec([v.T for v in self.eig.vectors], x)
 
     def back(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """From the eigenbasis."""
+        """The array on the grid that `rotate` takes to x."""
         return kron_matvec(self.eig.vectors, x)
 
     def rough(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -136,10 +139,10 @@ class System(NamedTuple):
         )
 
 
-def conjugate_gradients(
-    system: System, b: Float[Array, "..."], settings: Settings, target=None
+def solve_precision(
+    system: System, b: Float[Array, "..."], settings: Settings, limit=None
 ):
-    """Solve G z = b on the grid, b being 0 where c is.
+    """Solve G z = b on the grid by conjugate gradients, b being 0 where c is.
 
     A step costs 4 N sum n_d flops. Where a data residual is asked for, A x - y of the x
     that z stands for, it is r c / (1 - c^2) - K^ r / s at what was observed, of the
@@ -149,61 +152,36 @@ def conjugate_gradients(
         system: G.
         b: The right-hand side.
         settings: When to end.
-        target: What the data residual may be at most; None asks instead for
+        limit: What the data residual may be at most; None asks instead for
             ||r|| <= tolerance ||b||.
 
     Returns:
-        `(z, num_steps, status)`.
+        `(z, info)`, an `IterativeInfo`.
     """
     ratio = system.eig.spectrum / system.shift
     gain = system.gain
     local = jnp.where(
         system.observed, gain * system.noise / (system.shift * system.root**2), 0
     )
-    if target is None:
-        limit = settings.tolerance * jnp.linalg.norm(b)
-    else:
-        limit = target
 
-    def is_going(state):
-        return (state[-2] > limit) & (state[-1] < settings.max_steps)
+    def matvec(x, rotated):
+        return (1 - gain**2) * x + gain * system.back(rotated / (1 + ratio))
 
-    def step(state):
-        z, r, direction, hat, beta, square, _, count = state
-        new_hat = system.rotate(gain * direction)
-        size = square
-        if target is not None:
-            size = jnp.sum((local * r) ** 2)
-            if system.missing.size:
-                size += jnp.sum((ratio * (new_hat - beta * hat)) ** 2)
-        image = gain * system.back(new_hat / (1 + ratio))
-        image += (1 - gain**2) * direction
-        curvature = jnp.sum(direction * image)
-        alpha = jnp.where(square > 0, square / curvature, 0)
-        z, r = z + alpha * direction, r - alpha * image
-        new = jnp.sum(r**2)
-        beta = jnp.where(square > 0, new / square, 0)
-        size = jnp.sqrt(size)
-        return z, r, r + beta * direction, new_hat, beta, new, size, count + 1
+    def norm(r, _, rotated):
+        square = jnp.sum((local * r) ** 2)
+        if system.missing.size:
+            square += jnp.sum((ratio * rotated) ** 2)
+        return jnp.sqrt(square)
 
-    zero = jnp.zeros((), b.dtype)
-    start = (
-        jnp.zeros_like(b),
+    return cg_steps(
+        matvec,
         b,
-        b,
-        jnp.zeros_like(b),
-        zero,
-        jnp.sum(b**2),
-        jnp.full((), jnp.inf, b.dtype),
-        jnp.zeros((), int),
+        max_steps=settings.max_steps,
+        tolerance=settings.tolerance if limit is None else 0.0,
+        floor=0.0 if limit is None else limit,
+        seen_fn=lambda x: system.rotate(gain * x),
+        norm_fn=None if limit is None else norm,
     )
-    z, *_, size, count = jax.lax.while_loop(is_going, step, start)
-    return z, count, _status(size, limit)
-
-
-def _status(size, limit):
-    status = jnp.where(size <= limit, Status.CONVERGED, Status.MAX_STEPS)
-    return jnp.where(jnp.isfinite(size), status, Status.DIVERGED)
 
 
 def fill(system: System, y: Float[Array, "..."], settings: Settings, size: Any = None):
@@ -231,14 +209,11 @@ def fill(system: System, y: Float[Array, "..."], settings: Settings, size: Any =
         return (1 - system.gain**2) * z + system.gain * system.rough(system.gain * z)
 
     def run(_, b):
-        limit = share * jnp.linalg.norm(b)
-        z, *info = conjugate_gradients(system, b, settings, limit)
-        return z, info
+        limit = share * jnp.linalg.norm(b) / 2  # the rest is for what rounding adds
+        return solve_precision(system, b, settings, limit)
 
-    z, (num_steps, status) = jax.lax.custom_linear_solve(
-        matvec, b, run, symmetric=True, has_aux=True
-    )
-    return white + system.gain * z, num_steps, status
+    z, info = jax.lax.custom_linear_solve(matvec, b, run, symmetric=True, has_aux=True)
+    return white + system.gain * z, info.num_steps, info.status
 
 
 class Solved(NamedTuple):
@@ -294,38 +269,27 @@ def solve(system: System, y: Float[Array, "..."], settings: Settings) -> Solved:
         most, whole = (z / jnp.where(unit > 0, unit, 1) for z in (most, size))
         has_begun = status == Status.CONVERGED
 
-        def refine(_, b):
+        def refine_rest(matvec_fn, b):
             unit = jnp.linalg.norm(b)
-
-            def goes_on(carry):
-                _, r, is_better, num, _ = carry
-                is_large = jnp.linalg.norm(r) > most * unit / 2
-                return has_begun & is_better & is_large & (num < _MOST_REFINEMENTS)
-
-            def body(carry):
-                x, r, _, num, num_steps = carry
-                _, change, num_more, _ = attempt(r, whole * unit)
-                new = r - jnp.where(system.observed, product(change), 0)
-                is_better = jnp.linalg.norm(new) < jnp.linalg.norm(r)
-                x, r = (jnp.where(is_better, *p) for p in ((x + change, x), (new, r)))
-                return x, r, is_better, num + 1, num_steps + num_more
-
-            zero = jnp.zeros((), int)
-            start = jnp.zeros_like(b), b, jnp.asarray(True), zero, zero
-            x, *_, num_steps = jax.lax.while_loop(goes_on, body, start)
-            return x, num_steps
+            return refine(
+                matvec_fn,
+                lambda r: attempt(r, whole * unit)[1:3],
+                b,
+                max_steps=_MOST_REFINEMENTS,
+                target=jnp.where(has_begun, most * unit / 2, jnp.inf),
+            )
 
         change, num_more = jax.lax.custom_linear_solve(
             lambda x: jnp.where(system.observed, product(x), x),
             lost,
-            refine,
+            refine_rest,
             symmetric=True,
             has_aux=True,
         )
         x, num_steps = x + change, num_steps + num_more
     unit = jnp.where(size > 0, size, 1)
     residual = jnp.linalg.norm(rest(x)) / unit
-    judged = _status(residual, allowed(x) / unit)
+    judged = judge(residual, allowed(x) / unit)
     status = jnp.where(status == Status.DIVERGED, status, judged)
     return Solved(coefficients, x, GridInfo(residual, num_steps, status, system.jitter))
 

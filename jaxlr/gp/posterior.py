@@ -218,8 +218,8 @@ class Posterior(eqx.Module):
                 return mean, -taken
             b = system.back(outer_product(rows) * system.inverse)
             b = jnp.sqrt(system.shift) * system.gain * b
-            z, _, status = _partial.conjugate_gradients(system, b, gp.settings)
-            added = jnp.where(status == Status.CONVERGED, jnp.sum(b * z), jnp.nan)
+            z, info = _partial.solve_precision(system, b, gp.settings)
+            added = jnp.where(info.status == Status.CONVERGED, jnp.sum(b * z), jnp.nan)
             return mean, added - taken
 
         mean, change = jax.lax.map(at, rows, batch_size=batch_size)

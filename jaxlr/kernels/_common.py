@@ -1,21 +1,20 @@
 """What every kernel checks: the implementation asked for, pairs of real arrays."""
 
-from typing import Literal, TypeAlias
+from typing import get_args, Literal, TypeAlias
 
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxlr.core import errors
+from jaxlr.core import checks
 
 
 Implementation: TypeAlias = Literal["xla", "pallas", "pallas_interpret"]
 Pair: TypeAlias = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 LANE, SUBLANE = 128, 8  # A float32 vector register of a TPU is 8 by 128.
-VMEM_MOST = 100 * 2**20  # v5e and v6e have 128 MiB; the compiler needs some itself.
-VMEM_SPARE = 16 * 2**20
-
-_IMPLEMENTATIONS = ("xla", "pallas", "pallas_interpret")
+_VMEM_MOST = 100 * 2**20  # v5e and v6e have 128 MiB; the compiler needs some itself.
+_VMEM_SPARE = 16 * 2**20
 
 
 def pick(implementation: Implementation | None) -> Implementation:
@@ -26,11 +25,7 @@ def pick(implementation: Implementation | None) -> Implementation:
     """
     if implementation is None:
         return "xla"  # A kernel has to win on a measured TPU first.
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(
-            errors.unknown("implementation", implementation, _IMPLEMENTATIONS)
-        )
-    return implementation
+    return checks.choice("implementation", implementation, get_args(Implementation))
 
 
 def check_pairs(implementation: Implementation, **pairs: Pair) -> list[Pair]:
@@ -66,6 +61,25 @@ def check_float32(implementation: Implementation, name: str, value: ArrayLike) -
         raise ValueError(f"The kernel's `{name}` must be float32, got {dtype}.")
 
 
+def vmem_params(num_bytes: int, what: str, remedy: str) -> pltpu.CompilerParams:
+    """What lets a TPU's kernel hold so many bytes of VMEM.
+
+    Args:
+        num_bytes: Number of bytes that it holds.
+        what: What needs them, for the error: "`chunk` 64 needs".
+        remedy: What to do about it: "use a smaller one".
+
+    Raises:
+        ValueError: If that is more than a kernel may take.
+    """
+    if num_bytes > _VMEM_MOST:
+        raise ValueError(
+            f"{what} {num_bytes / 2**20:.0f} MiB of VMEM, of {_VMEM_MOST // 2**20} "
+            f"that the kernel may take; {remedy}."
+        )
+    return pltpu.CompilerParams(vmem_limit_bytes=num_bytes + _VMEM_SPARE)
+
+
 def _is_pair(pair):
     return isinstance(pair, tuple | list) and len(pair) == 2
 
@@ -76,5 +90,5 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def complex_product(a: Pair, b: Pair) -> Pair:
-    """Of two pairs, entry by entry."""
+    """The complex product of two pairs, entry by entry."""
     return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]

@@ -1,19 +1,16 @@
 """Losses of a residual: l2, l1 and Huber, and their slopes."""
 
-from typing import Literal, TypeAlias
+from typing import get_args, Literal, TypeAlias
 
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jaxlr.core import errors
+from jaxlr.core import checks
 from jaxlr.core.types import Hyper
 
 
 Loss: TypeAlias = Literal["l2", "l1", "huber"]
-
-_LOSSES = ("l2", "l1", "huber")
 
 
 def loss_value(
@@ -26,8 +23,9 @@ def loss_value(
     Args:
         loss: "l2": rho(r) = r^2 / 2; "l1": |r|; "huber": r^2 / 2 where |r| is at most
             delta, else delta (|r| - delta / 2). Static.
-        residual: r.
-        huber_delta: delta, in the units of r.
+        residual: The residual r, of any shape.
+        huber_delta: Where the Huber loss turns, delta, in the units of r; a number, or
+            an array that broadcasts against r. Other losses do not read it.
 
     Raises:
         ValueError: On an unknown `loss`; if delta is known while tracing and not > 0.
@@ -44,12 +42,17 @@ def loss_slope(
     residual: Float[Array, "..."],
     huber_delta: Hyper | Float[Array, "..."] = 1.0,
 ) -> Float[Array, "..."]:
-    """psi, the derivative of rho, entry by entry; see `loss_value`.
+    """psi, the derivative of rho, entry by entry.
+
+    Args:
+        loss: Names rho, as for `loss_value`. Static.
+        residual: The residual r, of any shape.
+        huber_delta: Where the Huber loss turns, in the units of r.
 
     Raises:
-        ValueError: As `loss_value`.
+        ValueError: On an unknown `loss`; if delta is known while tracing and not > 0.
     """
-    check_loss(loss)
+    checks.choice("loss", loss, get_args(Loss))
     residual = jnp.asarray(residual)
     if loss == "l2":
         return residual
@@ -57,13 +60,6 @@ def loss_slope(
         # jnp.sign, NaN kept too; but its Mosaic form asks which TPU this machine has.
         below = jnp.where(residual < 0, -1.0, 0 * residual)
         return jnp.where(residual > 0, 1.0, below)
-    if not isinstance(huber_delta, Tracer) and np.any(np.asarray(huber_delta) <= 0):
-        raise ValueError(f"`huber_delta` must be > 0, got {huber_delta}.")
+    checks.within("huber_delta", huber_delta, 0, np.inf, ends="(]")
     delta = jnp.asarray(huber_delta, residual.dtype)
     return jnp.minimum(jnp.maximum(residual, -delta), delta)
-
-
-def check_loss(loss: str) -> None:
-    """Raises `ValueError` on an unknown `loss`."""
-    if loss not in _LOSSES:
-        raise ValueError(errors.unknown("loss", loss, _LOSSES))

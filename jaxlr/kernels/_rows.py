@@ -13,8 +13,10 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Inexact, Key, Num, UInt32
+from jaxtyping import Array, DTypeLike, Float, Inexact, Key, Num, UInt32
 import numpy as np
+
+from jaxlr.core import checks
 
 
 TILE = 8  # Rows drawn from one key: a float32 tile of a TPU has 8 rows.
@@ -31,8 +33,8 @@ class Rows(eqx.Module):
     lanes, and products with vectors become products with matrices.
 
     Attributes:
-        num_rows: m.
-        size: Entries of a row.
+        num_rows: Number m of rows.
+        size: Number of entries of a row.
         dtype: Type of the entries of `to_dense`.
     """
 
@@ -45,17 +47,25 @@ class Rows(eqx.Module):
         dtype: eqx.AbstractVar[np.dtype]
 
     @abc.abstractmethod
+    def _block(self, start: Any, num_rows: int, dtype: np.dtype) -> Array:
+        """`block`, after its checks."""
+
     def block(self, start: Any, num_rows: int, dtype: np.dtype) -> Array:
         """Rows start to start + num_rows - 1.
 
         Args:
-            start: May be traced; a multiple of 8 where rows are drawn.
-            num_rows: Static.
-            dtype: Of the entries, where they have none of their own.
+            start: First row; may be traced; a multiple of 8 where rows are drawn.
+            num_rows: Number of rows, at most m. Static.
+            dtype: Type of the entries, where they have none of their own.
 
         Returns:
             (num_rows, size) entries.
+
+        Raises:
+            ValueError: Unless `num_rows` is an integer in 1..m.
         """
+        num_rows = checks.count("num_rows", num_rows, most=self.num_rows)
+        return self._block(start, num_rows, dtype)
 
     def product_dtype(self, dtype: np.dtype) -> np.dtype:
         """Type of a product with a vector of type `dtype`."""
@@ -120,12 +130,12 @@ class StoredRows(Rows):
 
     @property
     def num_rows(self) -> int:
-        """The number of rows."""
+        """Number of rows."""
         return self.raw.shape[0]
 
     @property
     def size(self) -> int:
-        """Entries of a row."""
+        """Number of entries of a row."""
         return self.raw.shape[1]
 
     @property
@@ -133,8 +143,7 @@ class StoredRows(Rows):
         """That of `raw`."""
         return self.raw.dtype
 
-    def block(self, start: Any, num_rows: int, dtype: np.dtype) -> Array:
-        """A slice of `raw`."""
+    def _block(self, start, num_rows, dtype):
         if num_rows == self.num_rows:
             return self.raw
         return lax.dynamic_slice_in_dim(self.raw, start, num_rows)
@@ -144,7 +153,7 @@ class StoredRows(Rows):
         return self.num_rows
 
     def to_dense(self) -> Float[Array, "m size"]:
-        """`raw`."""
+        """All rows as they are stored."""
         return self.raw
 
 
@@ -155,15 +164,21 @@ class PackedSigns(Rows):
         words: Bit b of word w is entry b W + w of a row, W = ceil(size / 32) words: one
             bit of consecutive words is consecutive entries. A bit that is set is -1;
             bits beyond the size are ignored.
-        size: Entries of a row. Static.
+        size: Number of entries of a row. Static.
+
+    Raises:
+        ValueError: Unless `size` is an integer of at least 1.
     """
 
     words: UInt32[Array, "m words"]
     size: int = eqx.field(static=True)  # pyright: ignore
 
+    def __init__(self, words: UInt32[Array, "m words"], size: int):
+        self.words, self.size = words, checks.count("size", size)
+
     @property
     def num_rows(self) -> int:
-        """The number of rows."""
+        """Number of rows."""
         return self.words.shape[0]
 
     @property
@@ -175,8 +190,7 @@ class PackedSigns(Rows):
         """`dtype` itself."""
         return dtype
 
-    def block(self, start: Any, num_rows: int, dtype: np.dtype) -> Array:
-        """Rows unpacked."""
+    def _block(self, start, num_rows, dtype):
         words = lax.dynamic_slice_in_dim(self.words, start, num_rows)
         bits = jnp.arange(_BITS, dtype=words.dtype)[:, None]
         bits = (words[:, None] >> bits & 1).astype(dtype)
@@ -188,22 +202,29 @@ class NormalRows(Rows):
 
     Attributes:
         key: Rows 8 t to 8 t + 7 are `normal(fold_in(key, t), (8, size), dtype)`.
-        num_rows: m. Static.
-        size: Entries of a row. Static.
-        dtype: Of the entries. Static.
+        num_rows: Number m of rows. Static.
+        size: Number of entries of a row. Static.
+        dtype: Floating type of the entries. Static.
+
+    Raises:
+        ValueError: Unless `num_rows` and `size` are integers of at least 1.
     """
 
     key: Key[Array, ""]
     num_rows: int = eqx.field(static=True)  # pyright: ignore
     size: int = eqx.field(static=True)  # pyright: ignore
-    dtype: np.dtype = eqx.field(  # pyright: ignore
-        static=True,
-        default=float,  # pyright: ignore
-        converter=lambda dtype: jnp.zeros((), dtype).dtype,
-    )
+    dtype: np.dtype = eqx.field(static=True)  # pyright: ignore
 
-    def block(self, start: Any, num_rows: int, dtype: np.dtype) -> Array:
-        """Rows drawn; three times their bytes while they are."""
+    def __init__(
+        self, key: Key[Array, ""], num_rows: int, size: int, dtype: DTypeLike = float
+    ):
+        self.key = key
+        self.num_rows = checks.count("num_rows", num_rows)
+        self.size = checks.count("size", size)
+        self.dtype = jnp.zeros((), dtype).dtype
+
+    def _block(self, start, num_rows, dtype):
+        # Drawn in three times their bytes.
         tiles = start // TILE + jnp.arange(-(-num_rows // TILE))
         keys = jax.vmap(jr.fold_in, in_axes=(None, 0))(self.key, tiles)
         draw = jax.vmap(lambda key: jr.normal(key, (TILE, self.size), self.dtype))
@@ -217,12 +238,15 @@ def draw_normals(
 
     Args:
         key: Source of randomness.
-        num_rows: m. Static.
-        size: Entries of a row. Static.
+        num_rows: Number m of rows. Static.
+        size: Number of entries of a row. Static.
         dtype: Floating type of the entries. Static.
 
     Returns:
         The rows: m size numbers.
+
+    Raises:
+        ValueError: Unless `num_rows` and `size` are integers of at least 1.
     """
     return StoredRows(NormalRows(key, num_rows, size, dtype).to_dense())
 
@@ -232,12 +256,16 @@ def draw_signs(key: Key[Array, ""], num_rows: int, size: int) -> PackedSigns:
 
     Args:
         key: The words of rows 8 t to 8 t + 7 are random bits from `fold_in(key, t)`.
-        num_rows: m. Static.
-        size: Entries of a row. Static.
+        num_rows: Number m of rows. Static.
+        size: Number of entries of a row. Static.
 
     Returns:
         The rows: m ceil(size / 32) words.
+
+    Raises:
+        ValueError: Unless `num_rows` and `size` are integers of at least 1.
     """
+    num_rows, size = checks.count("num_rows", num_rows), checks.count("size", size)
     tiles, words = jnp.arange(-(-num_rows // TILE)), -(-size // _BITS)
     keys = jax.vmap(jr.fold_in, in_axes=(None, 0))(key, tiles)
     bits = jax.vmap(lambda key: jr.bits(key, (TILE, words), jnp.uint32))(keys)
@@ -283,36 +311,36 @@ def _product(block, x, axis):
 def scan_blocks(
     rows: Rows,
     block_rows: int,
-    body: Callable[..., tuple[Any, Any]],
+    body_fn: Callable[..., tuple[Any, Any]],
     carry: Any,
     *operands: Any,
 ) -> tuple[Any, Any]:
     """Go over the rows in blocks; the last may have fewer, so that none is padded.
 
     Args:
-        rows: Of which m are taken.
-        block_rows: Rows of a block. Static.
-        body: `body(rows, carry, start, num, *operands) -> (carry, out)`, where the
+        rows: The m rows to go over.
+        block_rows: Number of rows of a block. Static.
+        body_fn: `(rows, carry, start, num, *operands) -> (carry, out)`, where the
             arrays of `out` have a leading axis of `num`. Derivatives recompute what it
             makes. It must not close over traced values: jax would keep them.
-        carry: Its first.
-        *operands: Other values that it needs.
+        carry: What the first block is given.
+        *operands: Other values that every block is given.
 
     Returns:
         The last carry, and the outs in one: a leading axis of m.
     """
     num_rows = rows.num_rows
     if block_rows >= num_rows:
-        return body(rows, carry, 0, num_rows, *operands)
+        return body_fn(rows, carry, 0, num_rows, *operands)
     # Without this the derivative of a product would keep every block.
-    body = jax.checkpoint(body, prevent_cse=False, static_argnums=3)
+    body_fn = jax.checkpoint(body_fn, prevent_cse=False, static_argnums=3)
     num_blocks = (num_rows - 1) // block_rows
     start = num_blocks * block_rows
     # The last block comes first: in a `shard_map` the carry then varies over the same
     # devices as after every other block, which the scan asks for.
-    carry, last = body(rows, carry, start, num_rows - start, *operands)
+    carry, last = body_fn(rows, carry, start, num_rows - start, *operands)
     carry, outs = lax.scan(
-        lambda carry, i: body(rows, carry, i * block_rows, block_rows, *operands),
+        lambda carry, i: body_fn(rows, carry, i * block_rows, block_rows, *operands),
         carry,
         jnp.arange(num_blocks),
     )

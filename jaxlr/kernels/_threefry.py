@@ -18,9 +18,9 @@ def normals(keys: Any, start: Any, num_columns: int, size: int) -> Float[Array, 
 
     Args:
         keys: Each row's key, (b, 2) words; an array or a kernel's reference.
-        start: First column.
-        num_columns: c. Static.
-        size: Entries of a whole row. Static.
+        start: First of the columns.
+        num_columns: Number c of columns. Static.
+        size: Number of entries of a whole row. Static.
     """
     shape = (keys.shape[0], num_columns)
     row = lax.broadcasted_iota(jnp.int32, shape, 0) & (TILE - 1)

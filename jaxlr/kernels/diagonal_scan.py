@@ -11,13 +11,12 @@ import functools as ft
 
 import jax
 from jax import lax
-from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Bool, Int
-import numpy as np
 
+from jaxlr.core import checks
 from jaxlr.kernels._common import (
     check_pairs,
     complex_product,
@@ -27,8 +26,7 @@ from jaxlr.kernels._common import (
     pick,
     round_up,
     SUBLANE,
-    VMEM_MOST,
-    VMEM_SPARE,
+    vmem_params,
 )
 
 
@@ -43,7 +41,7 @@ def diagonal_scan(
     *,
     resets: Bool[ArrayLike, "... L"] | None = None,
     lengths: Int[ArrayLike, "..."] | None = None,
-    reverse: bool = False,
+    is_reverse: bool = False,
     chunk: int | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[Pair, Pair]:
@@ -54,18 +52,20 @@ def diagonal_scan(
     and h0 alone.
 
     Args:
-        a: Pair (re, im) of shape (..., L, N), with as many axes as `u`; or, with fewer,
-            of (..., N) and constant in time. Axes in front broadcast everywhere.
-        u: Pair of shape (..., L, N).
-        h0: Pair of (..., N), the state before the first position. None is zero.
+        a: Decay, a pair (re, im) of shape (..., L, N), with as many axes as `u`; or,
+            with fewer, of (..., N) and constant in time. Axes in front broadcast
+            everywhere.
+        u: Input, a pair of shape (..., L, N).
+        h0: The state before the first position, a pair of (..., N). None is zero.
         resets: Where true, the state that enters position l is dropped, h0 too, unless
             it is infinite or NaN.
         lengths: Positions from there on leave the state as it is, whatever `a`, `u` and
             `resets` hold there. None is L.
-        reverse: From the right: h_l = a_l h_{l+1} + u_l, and `h0` enters there. Static.
-        chunk: T. Changes speed and memory, and results by rounding. None: for `"xla"`
-            the first power of two that is no less than sqrt(L), for a kernel 64.
-            Static.
+        is_reverse: Whether the scan goes from the right: h_l = a_l h_{l+1} + u_l, and
+            `h0` enters there. Static.
+        chunk: Number T of positions in a chunk. Changes speed and memory, and results
+            by rounding. None: for `"xla"` the first power of two that is no less than
+            sqrt(L), for a kernel 64. Static.
         implementation: `"xla"` anywhere: a few states a chunk beside arguments and
             result, copies of `a` and `u` if L is no multiple of T, or with resets or
             lengths; for the gradient, copies of `a` and of the cotangent.
@@ -107,11 +107,10 @@ def diagonal_scan(
     if chunk is None:
         root = 2 ** (((length - 1).bit_length() + 1) // 2)
         chunk = root if implementation == "xla" else _KERNEL_CHUNK
-    if not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"`chunk` must be a positive int, got {chunk!r}.")
+    chunk = checks.count("chunk", chunk)
     lead = _lead(a[0], u[0], start[0], resets, lengths)
     a, u = _fold(a, u, resets, lengths)
-    plan = _Plan(reverse, min(chunk, length), implementation)
+    plan = _Plan(is_reverse, min(chunk, length), implementation)
     flat = _flatten(a, lead, 2), _flatten(u, lead, 2), _flatten(start, lead, 1)
     h, last = _scan(plan, *flat)
     return _unflatten(h, lead), _unflatten(last, lead)
@@ -151,6 +150,11 @@ def check_resets_and_lengths(
 ) -> None:
     """Refuse marks of another sequence than one of so many positions.
 
+    Args:
+        resets: Where a state is dropped. None: nowhere.
+        lengths: How many positions count. None: all.
+        length: Number of positions.
+
     Raises:
         ValueError: If `resets` are not boolean or their last axis is not `length`; if
             `lengths` are not whole numbers, or known and not in 0..length.
@@ -167,10 +171,7 @@ def check_resets_and_lengths(
         if not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
             got = jnp.result_type(lengths)
             raise ValueError(f"`lengths` must be whole numbers, got {got}.")
-        if not isinstance(lengths, Tracer):
-            known = np.asarray(lengths)
-            if not np.all((known >= 0) & (known <= length)):
-                raise ValueError(f"`lengths` must be in 0..{length}, got {known}.")
+        checks.within("lengths", lengths, 0, length)
 
 
 def _fold(a, u, resets, lengths):
@@ -201,7 +202,7 @@ def _unflatten(pair, lead):
 class _Plan:
     """All that is static about a scan."""
 
-    reverse: bool
+    is_reverse: bool
     chunk: int
     implementation: Implementation
 
@@ -210,14 +211,14 @@ class _Plan:
         beyond = -length % self.chunk
         if not beyond or pair[0].shape[1] == 1 < length:
             return pair
-        widths = (0, 0), ((beyond, 0) if self.reverse else (0, beyond)), (0, 0)
+        widths = (0, 0), ((beyond, 0) if self.is_reverse else (0, beyond)), (0, 0)
         return jnp.pad(pair[0], widths), jnp.pad(pair[1], widths)
 
     def unpad(self, h, length):
         """The states of the positions, and the last."""
-        start = h[0].shape[1] - length if self.reverse else 0
+        start = h[0].shape[1] - length if self.is_reverse else 0
         h = tuple(lax.slice_in_dim(part, start, start + length, axis=1) for part in h)
-        return h, tuple(part[:, 0 if self.reverse else -1] for part in h)
+        return h, tuple(part[:, 0 if self.is_reverse else -1] for part in h)
 
 
 def _value(plan, a, u, h0):
@@ -237,16 +238,16 @@ def _bwd(plan, saved, cotangents):
     # da_l = conj(h_{l-1}) b_l; the last state's cotangent is one more part of g.
     a, h0, h = saved
     g, g_last = cotangents
-    last, first = (0, -1) if plan.reverse else (-1, 0)
+    last, first = (0, -1) if plan.is_reverse else (-1, 0)
     g = tuple(x.at[:, last].add(y) for x, y in zip(g, g_last, strict=True))
-    after = 1 if plan.reverse else -1  # what enters at the end meets a zero
+    after = 1 if plan.is_reverse else -1  # what enters at the end meets a zero
     conj = jnp.roll(a[0], after, 1), -jnp.roll(a[1], after, 1)
-    back = dataclasses.replace(plan, reverse=not plan.reverse)
+    back = dataclasses.replace(plan, is_reverse=not plan.is_reverse)
     b, _ = _value(back, conj, g, (jnp.zeros_like(h0[0]), jnp.zeros_like(h0[1])))
     d_h0 = complex_product(
         (a[0][:, first], -a[1][:, first]), (b[0][:, first], b[1][:, first])
     )
-    before = [_shift(x, y, plan.reverse) for x, y in zip(h, h0, strict=True)]
+    before = [_shift(x, y, plan.is_reverse) for x, y in zip(h, h0, strict=True)]
     d_a = complex_product((before[0], -before[1]), b)
     if a[0].shape[1] == 1:
         d_a = d_a[0].sum(1, keepdims=True), d_a[1].sum(1, keepdims=True)
@@ -257,9 +258,9 @@ _scan = jax.custom_vjp(_value, nondiff_argnums=(0,))
 _scan.defvjp(_fwd, _bwd)
 
 
-def _shift(h, h0, reverse):
+def _shift(h, h0, is_reverse):
     """The state that enters each position."""
-    if reverse:
+    if is_reverse:
         return jnp.concatenate((h[:, 1:], h0[:, None]), 1)
     return jnp.concatenate((h0[:, None], h[:, :-1]), 1)
 
@@ -283,7 +284,7 @@ def _run(plan, a, u, h0):
 
     def loop(num, body, carry):
         def ordered(t, carry):
-            return body(num - 1 - t if plan.reverse else t, carry)
+            return body(num - 1 - t if plan.is_reverse else t, carry)
 
         return lax.fori_loop(0, num, ordered, carry)
 
@@ -338,11 +339,7 @@ def _launch(plan, a, u, h0):
     rows = a[0].shape[1]
     chunk = plan.chunk
     vmem = 4 * 2 * sublanes * LANE * (2 * (2 * chunk + min(rows, chunk)) + 4)
-    if vmem > VMEM_MOST:
-        raise ValueError(
-            f"`chunk` {chunk} needs {vmem / 2**20:.0f} MiB of VMEM, of "
-            f"{VMEM_MOST // 2**20} that the kernel may take; use a smaller one."
-        )
+    params = vmem_params(vmem, f"`chunk` {chunk} needs", "use a smaller one")
 
     def front(x):
         x = jnp.moveaxis(x, 1, 0).reshape(x.shape[1], size)
@@ -353,7 +350,7 @@ def _launch(plan, a, u, h0):
 
     def spec(num_rows, moves):
         def index(s, i):
-            block = num_chunks - 1 - i if plan.reverse else i
+            block = num_chunks - 1 - i if plan.is_reverse else i
             return (block if moves else 0), s, 0
 
         return pl.BlockSpec((num_rows, sublanes, LANE), index)
@@ -361,13 +358,13 @@ def _launch(plan, a, u, h0):
     decays, moving = spec(chunk if varies else 1, varies), spec(chunk, True)
     state = jax.ShapeDtypeStruct((length, width // LANE, LANE), jnp.float32)
     h = pl.pallas_call(
-        ft.partial(_kernel, plan.reverse),
+        ft.partial(_kernel, plan.is_reverse),
         out_shape=(state, state),
         grid=(width // (sublanes * LANE), num_chunks),
         in_specs=[decays] * 2 + [moving] * 2 + [spec(1, False)] * 2,
         out_specs=(moving, moving),
         scratch_shapes=[pltpu.VMEM((sublanes, LANE), jnp.float32)] * 2,
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + VMEM_SPARE),
+        compiler_params=params,
         cost_estimate=pl.CostEstimate(
             flops=8 * length * width,
             bytes_accessed=8 * width * (2 * length + rows + 1),
@@ -384,7 +381,9 @@ def _launch(plan, a, u, h0):
     )
 
 
-def _kernel(reverse, a_re, a_im, u_re, u_im, h0_re, h0_im, h_re, h_im, s_re, s_im):
+def _kernel(is_reverse, *refs):
+    a_re, a_im, u_re, u_im, h0_re, h0_im, h_re, h_im, s_re, s_im = refs
+
     @pl.when(pl.program_id(1) == 0)
     def _():
         s_re[...], s_im[...] = h0_re[0], h0_im[0]
@@ -392,7 +391,7 @@ def _kernel(reverse, a_re, a_im, u_re, u_im, h0_re, h0_im, h_re, h_im, s_re, s_i
     chunk = u_re.shape[0]
 
     def body(t, h):
-        row = chunk - 1 - t if reverse else t
+        row = chunk - 1 - t if is_reverse else t
         at = row if a_re.shape[0] > 1 else 0
         h = _advance((a_re[at], a_im[at]), (u_re[row], u_im[row]), h)
         h_re[row], h_im[row] = h

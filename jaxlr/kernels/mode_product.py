@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
+from jaxlr.core import checks
 from jaxlr.kernels._common import (
     check_float32,
     Implementation,
@@ -23,8 +24,7 @@ from jaxlr.kernels._common import (
     pick,
     round_up,
     SUBLANE,
-    VMEM_MOST,
-    VMEM_SPARE,
+    vmem_params,
 )
 
 
@@ -37,9 +37,9 @@ def mode_product(
     """K times x along one axis: 2 m flops an entry of x, memory of the result.
 
     Args:
-        k: K.
-        x: Any shape, n long at `axis`.
-        axis: May count from the end. Static.
+        k: The matrix K.
+        x: What it multiplies, of any shape, n long at `axis`.
+        axis: The axis of x; may count from the end. Static.
 
     Returns:
         The shape of x, with m at `axis`.
@@ -48,8 +48,7 @@ def mode_product(
         ValueError: If there is no such axis, or it has not n entries.
     """
     k, x = jnp.asarray(k), jnp.asarray(x)
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"`axis` must be an axis of shape {x.shape}, got {axis}.")
+    axis = checks.count("axis", axis, least=-x.ndim, most=x.ndim - 1)
     if k.ndim != 2 or k.shape[1] != x.shape[axis]:
         raise ValueError(
             f"`k` must have shape (m, {x.shape[axis]}) for axis {axis} of `x` "
@@ -70,7 +69,7 @@ class ModeBlocks:
     """The size of a tile of `mode_products`.
 
     Attributes:
-        batch: b, grids in a tile.
+        batch: Number b of grids in a tile.
 
     Raises:
         ValueError: Unless it is an integer of at least 1.
@@ -79,8 +78,7 @@ class ModeBlocks:
     batch: int
 
     def __post_init__(self):
-        if not isinstance(self.batch, int) or self.batch < 1:
-            raise ValueError(f"`batch` must be an integer >= 1, got {self.batch!r}.")
+        object.__setattr__(self, "batch", checks.count("batch", self.batch))
 
 
 def mode_products(
@@ -95,10 +93,10 @@ def mode_products(
     2 B N sum n_d flops where factors are square, of float32 at full precision.
 
     Args:
-        factors: K_d of shape (m_d, n_d), the same for all grids.
-        x: Shape (B, n_1, ..., n_D).
-        blocks: Of a kernel. None: as many grids as make 1 MiB. Changes speed and
-            memory, not results. Static.
+        factors: The K_d, of shapes (m_d, n_d), the same for all grids.
+        x: The batch of grids, of shape (B, n_1, ..., n_D).
+        blocks: Size of a kernel's tile. None: as many grids as make 1 MiB. Changes
+            speed and memory, not results. Static.
         implementation: `"xla"` anywhere, for any D and type: a pass over memory a
             factor, two arrays of the batch. `"pallas"` on a TPU, D of 2 or 3 and
             float32: one pass, factors and two tiles each of x and the result in VMEM,
@@ -190,12 +188,9 @@ def _launch(blocks, interpret, *args):
     size = min(blocks.batch if blocks else max(1, _TILE_BYTES // item), x.shape[0])
     vmem = 2 * size * item + 4 * sum(2 * _padded(k.shape) for k in factors)
     vmem += 4 * _padded(middle) if middle else 0
-    if vmem > VMEM_MOST:
-        raise ValueError(
-            f"A tile of `batch` {size} needs {vmem / 2**20:.0f} MiB of VMEM, of "
-            f"{VMEM_MOST // 2**20} that the kernel may take; use smaller `blocks`, or "
-            "'xla'."
-        )
+    params = vmem_params(
+        vmem, f"A tile of `batch` {size} needs", "use smaller `blocks`, or 'xla'"
+    )
     *factors, last = factors
     factors = *factors, last.T
     num, sides = x.shape[0], [*x.shape[1:]]
@@ -218,7 +213,7 @@ def _launch(blocks, interpret, *args):
         ],
         out_specs=tile(*shape),
         scratch_shapes=[pltpu.VMEM(middle, jnp.float32)] if middle else [],
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + VMEM_SPARE),
+        compiler_params=params,
         cost_estimate=pl.CostEstimate(
             flops=flops,
             bytes_accessed=4 * (x.size + num * math.prod(shape)),

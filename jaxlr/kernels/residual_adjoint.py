@@ -9,6 +9,7 @@ Each block of rows is read once and used twice.
 import dataclasses
 import functools as ft
 import math
+from typing import get_args
 
 import equinox as eqx
 import jax
@@ -19,17 +20,18 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from jaxlr.core import checks
 from jaxlr.core.types import Hyper
 from jaxlr.kernels._common import (
+    check_float32,
     Implementation,
     LANE,
     pick,
     round_up,
     SUBLANE,
-    VMEM_MOST,
-    VMEM_SPARE,
+    vmem_params,
 )
-from jaxlr.kernels._loss import check_loss, Loss, loss_slope
+from jaxlr.kernels._loss import Loss, loss_slope
 from jaxlr.kernels._rows import (
     block_dot,
     block_transpose_dot,
@@ -64,22 +66,22 @@ def residual_adjoint(
     with rows that are not batched, they are read (or drawn) once for all lanes.
 
     Args:
-        rows: A.
-        x: What is measured.
-        y: The measurements.
+        rows: The m rows of A, stored, packed in bits or drawn when needed.
+        x: What is measured, `size` entries.
+        y: What was measured, m numbers.
         loss: Names psi: "l2" the identity, "l1" the sign, "huber" a clip. Static.
         huber_delta: Where the Huber loss clips, in the units of `y`.
-        scale: s. Static.
+        scale: The factor s of every product with A. Static.
         implementation: `"xla"` anywhere: 64 MiB beside the arguments for rows that are
             not stored, up to size 2^18 in float32; stored rows need nothing.
             `"pallas"` on a TPU, float32: a block of rows, x and d of all lanes in VMEM,
             nothing in HBM but a padded copy of stored or packed rows whose length is
             not a multiple of 128 (packed: 4096). `"pallas_interpret"`: the same kernel
             anywhere, slow, for tests. None is `"xla"`. There is no silent fallback.
-        block_rows: Rows read at once; changes speed and memory, and results by
-            rounding. None: for `"xla"` all stored rows, else those that fit 8 MiB; for
-            the kernel 8 (16 in bfloat16). A multiple of these for the kernel, of 8 for
-            `NormalRows`. Static.
+        block_rows: How many rows are read at once; changes speed and memory, and
+            results by rounding. None: for `"xla"` all stored rows, else those that fit
+            8 MiB; for the kernel 8 (16 in bfloat16). A multiple of these for the
+            kernel, of 8 for `NormalRows`. Static.
 
     Returns:
         `(residual, d)`. The kernel draws the random bits of `NormalRows` exactly; on a
@@ -91,31 +93,33 @@ def residual_adjoint(
             bfloat16), if keys are not of threefry in its partitionable form, or if
             what it holds would exceed 100 MiB of VMEM.
     """
-    check_loss(loss)
+    checks.choice("loss", loss, get_args(Loss))
     x, y = check_vector("x", x, rows.size), check_vector("y", y, rows.num_rows)
     implementation = pick(implementation)
     dtype = rows.product_dtype(x.dtype)
     args = rows, x, y, jnp.asarray(huber_delta, dtype)
     multiple = TILE if isinstance(rows, NormalRows) else 1
+    if block_rows is not None:
+        block_rows = checks.count("block_rows", block_rows)
     if implementation == "xla":
         if block_rows is None:
             block_rows = rows.default_block_rows(dtype)
-        elif block_rows < rows.num_rows or block_rows < 1:
-            _check_block_rows(block_rows, multiple)
+        elif block_rows < rows.num_rows:
+            _check_multiple(block_rows, multiple)
         return _xla(*args, loss, float(scale), block_rows)
     _check_kernel(rows, x, y)
     multiple = SUBLANE * 4 // rows.dtype.itemsize if isinstance(rows, StoredRows) else 8
     block_rows = multiple if block_rows is None else block_rows
-    _check_block_rows(block_rows, multiple)
+    _check_multiple(block_rows, multiple)
     plan = _plan(rows, block_rows, loss, scale, implementation == "pallas_interpret")
     floats, rest = eqx.partition(rows, eqx.is_inexact_array)
     return _pallas(plan, floats, rest, *args[1:])
 
 
-def _check_block_rows(block_rows, multiple):
-    if not isinstance(block_rows, int) or block_rows < 1 or block_rows % multiple:
+def _check_multiple(block_rows, multiple):
+    if block_rows % multiple:
         raise ValueError(
-            f"`block_rows` must be a multiple of {multiple}, got {block_rows!r}."
+            f"`block_rows` must be a multiple of {multiple}, got {block_rows}."
         )
 
 
@@ -128,10 +132,7 @@ def _check_kernel(rows, x, y):
     if not isinstance(rows, PackedSigns) and rows.dtype not in allowed:
         raise ValueError(f"The kernel's `rows` must be float32, got {rows.dtype}.")
     for name, value in (("x", x), ("y", y)):
-        if value.dtype != jnp.float32:
-            raise ValueError(
-                f"The kernel's `{name}` must be float32, got {value.dtype}."
-            )
+        check_float32("pallas", name, value)
     if isinstance(rows, NormalRows):
         if "fry" not in str(jr.key_impl(rows.key)):
             raise ValueError(
@@ -294,12 +295,11 @@ def _launch(plan, x, y, delta, source):
     drawn = (plan.block_rows, plan.columns) if plan.kind == "normals" else None
     vmem = 4 * lanes * plan.columns * 2 + 2 * plan.block_rows * row_bytes
     vmem += 4 * math.prod(drawn) if drawn else 0
-    if vmem > VMEM_MOST:
-        raise ValueError(
-            f"`size` {plan.size} in {lanes} lanes by `block_rows` {plan.block_rows} "
-            f"needs {vmem / 2**20:.0f} MiB of VMEM, of {VMEM_MOST // 2**20} that the "
-            "kernel may take; use fewer lanes, or 'xla'."
-        )
+    params = vmem_params(
+        vmem,
+        f"`size` {plan.size} in {lanes} lanes by `block_rows` {plan.block_rows} needs",
+        "use fewer lanes, or 'xla'",
+    )
     whole = ft.partial(pl.BlockSpec, pipeline_mode=pl.Buffered(1))
     per_block = pl.BlockSpec((1, lanes, plan.block_rows), lambda i: (i, 0, 0))
     residual, d = pl.pallas_call(
@@ -317,7 +317,7 @@ def _launch(plan, x, y, delta, source):
         ],
         out_specs=(per_block, whole(x.shape, lambda i: (0, 0))),
         scratch_shapes=[pltpu.VMEM(drawn, f32)] if drawn else [],
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + VMEM_SPARE),
+        compiler_params=params,
         cost_estimate=pl.CostEstimate(
             flops=4 * lanes * num_rows * plan.columns,
             bytes_accessed=num_rows * row_bytes + 8 * lanes * (plan.columns + num_rows),

@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxlr.core import checks
 from jaxlr.kernels._common import (
     check_float32,
     check_pairs,
@@ -27,8 +28,7 @@ from jaxlr.kernels._common import (
     pick,
     round_up,
     SUBLANE,
-    VMEM_MOST,
-    VMEM_SPARE,
+    vmem_params,
 )
 
 
@@ -56,11 +56,11 @@ def vandermonde(
     nothing.
 
     Args:
-        weights: w, pair (re, im) of real arrays of shape (..., N); axes in front
-            broadcast.
-        exponents: x, pair (re, im) of shape (..., N), [1]; or, with `step`, a rate. Re
-            x <= 0 unless exp(length x) is finite.
-        length: How many l. Static.
+        weights: The w_n, a pair (re, im) of real arrays of shape (..., N); axes in
+            front broadcast.
+        exponents: The x_n, a pair (re, im) of shape (..., N), [1]; or, with `step`, a
+            rate. Re x <= 0 unless exp(length x) is finite.
+        length: Number of entries l of K. Static.
         step: x is `step * exponents`, without the rounding of that product; its shape
             broadcasts with (..., N). None is 1.
         tile: T, a power of two; for a kernel at least 128. Changes speed and memory,
@@ -91,15 +91,13 @@ def vandermonde(
     weights, exponents = check_pairs(
         implementation, weights=weights, exponents=exponents
     )
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"`length` must be a positive int, got {length!r}.")
+    length = checks.count("length", length)
     least = 1 if implementation == "xla" else LANE
     if tile is None:
         tile = max(2 ** (((length - 1).bit_length() + 1) // 2), least)
-    if not isinstance(tile, int) or tile < least or tile & (tile - 1):
-        raise ValueError(
-            f"`tile` must be a power of two, at least {least}, got {tile!r}."
-        )
+    tile = checks.count("tile", tile, least=least)
+    if tile & (tile - 1):
+        raise ValueError(f"`tile` must be a power of two, got {tile}.")
     rate = exponents[1]
     if step is not None:
         check_float32(implementation, "step", step)
@@ -311,12 +309,9 @@ def _prepare(plan, states, kernel):
     rows = min(num_tiles, max(_BLOCK // tile, SUBLANE))
     # K twice, since its copy goes on meanwhile, and once more; factors and products.
     vmem = 4 * (3 * rows * tile + 10 * num * (rows + tile) + 2 * num * LANE)
-    if vmem > VMEM_MOST:
-        raise ValueError(
-            f"{num} states by `tile` {tile} need {vmem / 2**20:.0f} MiB of VMEM, of "
-            f"{VMEM_MOST // 2**20} that the kernel may take; use a smaller `tile`, or "
-            "'xla'."
-        )
+    params = vmem_params(
+        vmem, f"{num} states by `tile` {tile} need", "use a smaller `tile`, or 'xla'"
+    )
     size = channels * num_tiles * tile
     products = 1 if kernel is _value_kernel else 2
     return rows, ft.partial(
@@ -324,7 +319,7 @@ def _prepare(plan, states, kernel):
         ft.partial(kernel, plan, rows),
         grid=(channels, pl.cdiv(num_tiles, rows)),
         scratch_shapes=[pltpu.VMEM((2 * num, tile), _F32)],
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + VMEM_SPARE),
+        compiler_params=params,
         cost_estimate=pl.CostEstimate(
             flops=4 * products * num * size,
             bytes_accessed=4 * (size + states.size),
@@ -335,7 +330,7 @@ def _prepare(plan, states, kernel):
 
 
 def _factors(plan, rows, states, weights, right):
-    """Of a block of tiles, and the other, made at the first block."""
+    """The factor of a block of tiles, and the other, made at the first block."""
     _, tile, _ = plan
     small, large = _digits(plan)
     block = pl.program_id(1)

@@ -125,20 +125,18 @@ def _fetch(arrays: Sequence[jax.Array | np.ndarray]) -> list[np.ndarray]:
 
 def _segments(request, program, arguments, checkpoint, advance):
     lane = program.lane
-    every, num_steps = lane.every, lane.num_steps
+    num_steps = lane.num_steps
     t, state = 0, program.initial_state(request.num_seeds)
     if checkpoint is not None and checkpoint.exists():
         t, state = _checkpointed(checkpoint, program)
         advance(t / num_steps)
-    num_curves = len(lane.metrics)
-    *_, ended_at, diverged_at = range(len(state))
     saved_at = time.perf_counter()
     length, pace = 1, 0.0
     while t < num_steps:
         begun = time.perf_counter()
         stop = min(t + length, num_steps)
         state = program.call(*arguments, state, (np.int32(t), np.int32(stop)))
-        has_ended = bool((_fetch([state[ended_at]])[0] >= 0).all())
+        has_ended = bool((_fetch([lane.unpack(state).ended_at])[0] >= 0).all())
         seconds = time.perf_counter() - begun
         advance(((num_steps if has_ended else stop) - t) / num_steps)
         # A longer segment is right while it is short, or while its fixed cost shows.
@@ -155,19 +153,15 @@ def _segments(request, program, arguments, checkpoint, advance):
             leaves = {f"leaf{i}": x for i, x in enumerate(_fetch(state))}
             store.write_arrays(checkpoint, leaves | {"t": np.int32(t)})
             saved_at = time.perf_counter()
-    leaves = _fetch(state)
-    # A carry flattens to (state..., last info..., curves..., ended_at, diverged_at).
-    curves = leaves[-2 - num_curves : -2]
-    last = leaves[-2 - 2 * num_curves : -2 - num_curves]
-    filled = -(-t // every)
+    carry = lane.unpack(_fetch(state))
+    curves, last = map(jax.tree.leaves, (carry.curves, carry.info))
     arrays = {}
-    names = _carry_order(lane.metrics)
-    for name, curve, info in zip(names, curves, last, strict=True):
-        curve = curve[:, :, : lane.num_rows]
-        curve[:, :, filled:] = info[:, :, None]  # ended lanes stand still
-        arrays[name] = curve
-    counters = {"ended_at": leaves[ended_at], "diverged_at": leaves[diverged_at]}
-    return {name: arrays[name] for name in lane.metrics} | counters
+    for name, curve, info in zip(lane.metrics, curves, last, strict=True):
+        arrays[name] = curve[:, :, : lane.num_rows]
+        # Ended lanes stand still.
+        arrays[name][:, :, -(-t // lane.every) :] = info[:, :, None]
+    counters = {"ended_at": carry.ended_at, "diverged_at": carry.diverged_at}
+    return arrays | counters
 
 
 def _checkpointed(path: Path, program: Program) -> tuple[int, list[np.ndarray]]:
@@ -184,7 +178,3 @@ def _checkpointed(path: Path, program: Program) -> tuple[int, list[np.ndarray]]:
     # As `pad` does; other devices than those that wrote it make another width.
     lanes = np.minimum(np.arange(program.num_cells), leaves[0].shape[1] - 1)
     return t, [x[:, lanes] for x in leaves]
-
-
-def _carry_order(metrics):
-    return sorted(metrics)  # as a pytree orders the keys of a dict

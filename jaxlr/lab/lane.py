@@ -1,17 +1,18 @@
 """One lane of a compile group - one cell, one seed - traced once, on flat arrays.
 
 A closed lane maps (seed, index, fields) to metrics. A segmented lane also takes a
-state, a first and a last step, and returns the state: one program for every segment, so
+carry, a first and a last step, and returns the carry: one program for every segment, so
 that a run may be cut anywhere and keep its bits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools as ft
 import hashlib
 import re
 from typing import Any
 
+import equinox as eqx
 import jax
 from jax.extend.core import jaxpr_as_fun
 import jax.numpy as jnp
@@ -51,28 +52,84 @@ def storage_dtype(dtype: str) -> np.dtype:
     return np.dtype(np.uint32) if dtype.startswith("key<") else jnp.dtype(dtype)
 
 
+@ft.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["state", "info", "curves", "ended_at", "diverged_at"],
+    meta_fields=[],
+)
+@dataclasses.dataclass
+class Carry:
+    """What a segmented lane hands from one segment to the next, typed keys as words.
+
+    Attributes:
+        state: The solver's state: its arrays.
+        info: The metrics of the last step taken.
+        curves: The metrics of the kept steps, in front of one row for all others.
+        ended_at: Number of steps taken when the lane ended; -1 if it has not.
+        diverged_at: The step that made a value infinite or NaN; -1 if none has.
+    """
+
+    state: PyTree
+    info: PyTree
+    curves: PyTree
+    ended_at: Any
+    diverged_at: Any
+
+    def pack(self) -> list[Any]:
+        """The arrays in a list; `Lane.unpack` makes the carry of it."""
+        return jax.tree.leaves(self)
+
+    def after(
+        self, t: jax.Array, row: jax.Array, state: PyTree, info: PyTree, has_ended: Any
+    ) -> "Carry":
+        """The carry after step t, its info in `row`; a lane that has ended is frozen.
+
+        Args:
+            t: The step.
+            row: Where the curves keep it.
+            state: What the step made of the state.
+            info: The metrics of the step.
+            has_ended: `has_ended(state)` of the solver, or None.
+        """
+        has_diverged = tree.has_diverged(self.state, state, info)
+        is_running = self.ended_at < 0
+        state = tree.select(is_running, state, self.state)
+        info = tree.select(is_running, info, self.info)
+        ends = has_diverged
+        if has_ended is not None:
+            ends |= has_ended(state)
+        put = ft.partial(jax.lax.dynamic_update_index_in_dim, index=row, axis=0)
+        return Carry(
+            state,
+            jax.tree.map(lambda x: _lost(x, has_diverged), info),
+            jax.tree.map(put, self.curves, info),
+            jnp.where(is_running & ends, t + 1, self.ended_at),
+            jnp.where(is_running & has_diverged, t, self.diverged_at),
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lane:
     """One lane of a group, traced.
 
     Attributes:
         function: The trace, on flat arrays.
-        metrics: Its metrics, in the order of the outputs.
+        metrics: Its metrics, in the order of the outputs, or of a carry's curves.
         dtypes: Field -> dtype of its traced input.
-        state: Shapes of a segmented lane's state; None for a closed run.
-        num_steps: Length of a segmented run; 0 for a closed run.
-        every: One row of the curves in this many steps.
+        carry: Shapes and dtypes of a segmented lane's carry; None for a closed run.
+        num_steps: Number of steps of a segmented run; 0 for a closed run.
+        every: One row of the curves is kept in this many steps.
         footprint: Bytes of all intermediate values, loop bodies counted once: a
             yardstick for the memory of groups.
         traffic: Bytes that all operations read and write, scans counted whole: a
             yardstick for time.
-        digest: Of the computation: operations, constants, and names of the metrics.
+        digest: Digest of the computation: operations, constants, names of the metrics.
     """
 
     function: Callable[..., list[jax.Array]]
     metrics: dict[str, Metric]
     dtypes: dict[str, np.dtype]
-    state: list[jax.ShapeDtypeStruct] | None
+    carry: Carry | None
     num_steps: int
     every: int
     footprint: int
@@ -81,8 +138,17 @@ class Lane:
 
     @property
     def num_rows(self) -> int:
-        """Rows of a segmented run's curves."""
+        """Number of rows of a segmented run's curves."""
         return -(-self.num_steps // self.every)
+
+    @property
+    def state(self) -> list[jax.ShapeDtypeStruct] | None:
+        """Shapes and dtypes of a packed carry; None for a closed run."""
+        return None if self.carry is None else self.carry.pack()
+
+    def unpack(self, leaves: Sequence[Any]) -> Carry:
+        """The carry whose `pack` these are, whatever axes are in front of them."""
+        return jax.tree.unflatten(jax.tree.structure(self.carry), leaves)
 
 
 def trace(experiment: Experiment, group: grid.Group) -> Lane:
@@ -140,143 +206,104 @@ _SCALAR = {
 
 
 def _closed_lane(experiment, base, dtypes, values) -> Lane:
-    kinds: dict[str, Any] = {}
-
     def lane(seed, index, values):
-        metrics = experiment.function(_key(seed, index), _hparams(base, values))
-        named, described = _named(metrics)
-        kinds.update(described)
-        return [_raw(x) for x in named.values()]
+        key = _key(seed, index)
+        return _arrays(experiment.run(key, _hparams(base, values)))
 
-    closed = jax.make_jaxpr(lane)(_SCALAR["seed"], _SCALAR["index"], values)
-    footprint, traffic = _cost(closed.jaxpr)
-    metrics = _described(experiment, base, kinds)
-    return Lane(
-        function=jaxpr_as_fun(closed),
-        metrics=metrics,
-        dtypes=dtypes,
-        state=None,
-        num_steps=0,
-        every=experiment.every,
-        footprint=footprint,
-        traffic=traffic,
-        digest=_digest(closed, metrics, experiment.every),
-    )
+    scalars = _SCALAR["seed"], _SCALAR["index"]
+    traced, shapes = jax.make_jaxpr(lane, return_shape=True)(*scalars, values)
+    return _lane(experiment, base, dtypes, traced, shapes)
 
 
 def _segmented_lane(experiment, base, dtypes, values) -> Lane:
     num_steps = loop.num_steps_of(experiment, base)
     every = experiment.every
     num_rows = -(-num_steps // every)
-    kinds: dict[str, Any] = {}
-    treedef: list[Any] = []
 
     def parts(seed, index, values):
-        problem_key, solve_key = jr.split(_key(seed, index))
-        init_key, loop_key = jr.split(solve_key)
-        solver = experiment.function(problem_key, _hparams(base, values))
-        return solver, init_key, loop_key
+        key = _key(seed, index)
+        solver, solve_key = loop.solver_of(experiment, key, _hparams(base, values))
+        return solver, *loop.split_key(solve_key)
 
-    def step(solver, loop_key, t, state):
-        state, info = solver.step(jr.fold_in(loop_key, t), state)
-        named, described = _named(info)
-        kinds.update(described)
-        return state, {name: _raw(x) for name, x in named.items()}
+    def initial(solver, init_key):
+        state, static = tree.partition(solver.init(init_key))
+        return jax.tree.map(_strong, state), static
 
-    def start(seed, index, values):
+    def first(seed, index, values):
         solver, init_key, loop_key = parts(seed, index, values)
-        state = jax.tree.map(_strong, solver.init(init_key))
-        info = jax.eval_shape(lambda s: step(solver, loop_key, 0, s)[1], state)
-        # One row more than is kept: steps between two kept rows write there.
-        curves = {
-            k: jnp.zeros((num_rows + 1, *x.shape), x.dtype) for k, x in info.items()
-        }
-        info = {k: jnp.zeros(x.shape, x.dtype) for k, x in info.items()}
+        state, static = initial(solver, init_key)
+        _, info = loop.take_step(solver, loop_key, 0, eqx.combine(state, static))
+        impls = [jr.key_impl(x) if _is_key(x) else None for x in jax.tree.leaves(state)]
+        return jax.tree.map(_raw, state), impls, _arrays(info)
+
+    scalars = _SCALAR["seed"], _SCALAR["index"]
+    state, impls, info = eqx.filter_eval_shape(first, *scalars, values)
+    words = jax.eval_shape(lambda info: jax.tree.map(_raw, info), info)
+    # One row more than is kept: steps between two kept rows write there.
+    curves = _stacked(words, num_rows + 1)
+    shapes = Carry(state, words, curves, _SCALAR["index"], _SCALAR["index"])
+
+    def start(state):
+        info, curves = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), (shapes.info, shapes.curves)
+        )
         never = jnp.asarray(-1, jnp.int32)
-        return _Carry(state, info, curves, never, never)
+        return Carry(jax.tree.map(_raw, state), info, curves, never, never)
 
-    def pack(carry):
-        leaves, structure = jax.tree.flatten(carry)
-        treedef[:] = [
-            structure,
-            [jr.key_impl(x) if _is_key(x) else None for x in leaves],
-        ]
-        return [_raw(x) for x in leaves]
-
-    def unpack(leaves):
-        structure, impls = treedef
-        pairs = zip(leaves, impls, strict=True)
-        restored = [jr.wrap_key_data(x, impl=i) if i else x for x, i in pairs]
-        return jax.tree.unflatten(structure, restored)
-
-    def advance(seed, index, values, leaves, t, t_end):
+    def advance(seed, index, values, carry, t, t_end):
         solver, init_key, loop_key = parts(seed, index, values)
-        del init_key
+        _, static = eqx.filter_eval_shape(initial, solver, init_key)
+
+        def whole(words):
+            leaves, structure = jax.tree.flatten(words)
+            pairs = zip(leaves, impls, strict=True)
+            leaves = [jr.wrap_key_data(x, impl=i) if i else x for x, i in pairs]
+            return eqx.combine(jax.tree.unflatten(structure, leaves), static)
 
         def body(timed):
             t, carry = timed
-            state, info = step(solver, loop_key, t, carry.state)
-            has_diverged = tree.has_diverged(carry.state, state, info)
-            is_running = carry.ended_at < 0
-            state = tree.select(is_running, state, carry.state)
-            info = tree.select(is_running, info, carry.info)
-            has_ended = has_diverged
-            if solver.has_ended is not None:
-                has_ended |= solver.has_ended(state)
+            state, info = loop.take_step(solver, loop_key, t, whole(carry.state))
+            state = jax.tree.map(_raw, tree.partition(state)[0])
             row = jnp.where(t % every == 0, t // every, num_rows)
-            put = ft.partial(jax.lax.dynamic_update_index_in_dim, index=row, axis=0)
-            return t + 1, _Carry(
-                state,
-                jax.tree.map(lambda x: _lost(x, has_diverged), info),
-                jax.tree.map(put, carry.curves, info),
-                jnp.where(is_running & has_ended, t + 1, carry.ended_at),
-                jnp.where(is_running & has_diverged, t, carry.diverged_at),
-            )
+            has_ended = solver.has_ended
+            ends = has_ended and (lambda state: has_ended(whole(state)))
+            info = jax.tree.map(_raw, _arrays(info))
+            return t + 1, carry.after(t, row, state, info, ends)
 
         carry = jax.lax.cond(
-            t == 0, lambda: pack(start(seed, index, values)), lambda: leaves
+            t == 0, lambda: start(initial(solver, init_key)[0]), lambda: carry
         )
-        _, carry = jax.lax.while_loop(
-            lambda timed: timed[0] < t_end, body, (t, unpack(carry))
-        )
-        return pack(carry)
+        return jax.lax.while_loop(lambda timed: timed[0] < t_end, body, (t, carry))[1]
 
-    scalars = _SCALAR["seed"], _SCALAR["index"]
-    state = jax.eval_shape(lambda *args: pack(start(*args)), *scalars, values)
-    time_ = jax.ShapeDtypeStruct((), np.int32)
-    closed = jax.make_jaxpr(advance)(*scalars, values, state, time_, time_)
-    footprint, traffic = _cost(closed.jaxpr)
-    curves = {
-        name: jax.ShapeDtypeStruct((num_rows, *x.shape), x.dtype)
-        for name, x in kinds.items()
-        if name != _TYPE
-    }
-    metrics = _described(experiment, base, curves | {_TYPE: kinds[_TYPE]})
-    return Lane(
-        function=jaxpr_as_fun(closed),
-        metrics=metrics,
-        dtypes=dtypes,
-        state=state,
-        num_steps=num_steps,
-        every=every,
-        footprint=footprint,
-        traffic=traffic * num_steps,
-        digest=_digest(closed, metrics, every, num_steps),
+    time = jax.ShapeDtypeStruct((), np.int32)
+    traced = jax.make_jaxpr(advance)(*scalars, values, shapes, time, time)
+    rows = _stacked(info, num_rows)
+    return _lane(experiment, base, dtypes, traced, rows, shapes, num_steps)
+
+
+def _stacked(shapes, num_rows):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape), x.dtype), shapes
     )
 
 
-@ft.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["state", "info", "curves", "ended_at", "diverged_at"],
-    meta_fields=[],
-)
-@dataclasses.dataclass
-class _Carry:
-    state: PyTree
-    info: dict[str, jax.Array]
-    curves: dict[str, jax.Array]
-    ended_at: jax.Array
-    diverged_at: jax.Array
+def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> Lane:
+    footprint, traffic = _cost(traced.jaxpr)
+    metrics = _described(experiment, base, shapes)
+    run = jaxpr_as_fun(traced)
+    steps = () if carry is None else (num_steps,)
+    return Lane(
+        function=lambda *arguments: [_raw(x) for x in run(*arguments)],
+        metrics=metrics,
+        dtypes=dtypes,
+        carry=carry,
+        num_steps=num_steps,
+        every=experiment.every,
+        footprint=footprint,
+        traffic=traffic * max(num_steps, 1),
+        # Of closed runs without steps, as in the directories that there are.
+        digest=_digest(traced, metrics, experiment.every, *steps),
+    )
 
 
 def _is_key(x: Any) -> bool:
@@ -299,11 +326,8 @@ def _lost(x: jax.Array, has_diverged: jax.Array) -> jax.Array:
     return jnp.where(has_diverged, jnp.nan, x) if tree.is_inexact(x) else x
 
 
-_TYPE = "_type"  # beside the metrics: the class that documents them
-
-
-def _named(metrics: PyTree) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """Leaves by name, and what describes them."""
+def _arrays(metrics: PyTree) -> PyTree:
+    """The metrics, every leaf an array."""
     if isinstance(metrics, jax.Array | np.ndarray | float | int | list) or (
         isinstance(metrics, tuple) and not hasattr(metrics, "_fields")
     ):
@@ -311,27 +335,32 @@ def _named(metrics: PyTree) -> tuple[dict[str, jax.Array], dict[str, Any]]:
             "Metrics must be a dict, NamedTuple or eqx.Module of arrays, got "
             f"{type(metrics).__name__}."
         )
+    for name, leaf in _named(metrics).items():
+        if not eqx.is_array_like(leaf):
+            raise ValueError(f"Metric {name!r} is no array: {leaf!r}.")
+    return jax.tree.map(jnp.asarray, metrics)
+
+
+def _named(metrics: PyTree) -> dict[str, Any]:
+    """Leaves by name, in order."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(metrics)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="_")
         if name in named:
             raise ValueError(f"Two metrics are called {name!r}; rename one.")
-        try:
-            named[name] = jnp.asarray(leaf)
-        except TypeError as e:
-            raise ValueError(f"Metric {name!r} is no array: {leaf!r}.") from e
+        named[name] = leaf
     if not named:
         raise ValueError(f"There are no metrics: got {metrics!r}.")
-    shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in named.items()}
-    return named, shapes | {_TYPE: type(metrics)}
+    return named
 
 
-def _described(experiment: Experiment, base: Any, kinds: dict[str, Any]):
-    field_docs = docs.field_docs(kinds.pop(_TYPE))
+def _described(experiment: Experiment, base: Any, shapes: PyTree) -> dict[str, Metric]:
+    field_docs = docs.field_docs(type(shapes))
+    named = _named(shapes)
     fields = {f.name for f in dataclasses.fields(base)}
-    dims = metric_dims(experiment, {name: x.shape for name, x in kinds.items()})
+    dims = metric_dims(experiment, {name: x.shape for name, x in named.items()})
     metrics = {}
-    for name, x in kinds.items():
+    for name, x in named.items():
         lengths = {f"{dim}_length" for own in dims.values() for dim in own}
         if name in {*grid.RESERVED, *fields, *lengths}.union(*dims.values()):
             raise ValueError(

@@ -201,7 +201,7 @@ def _cell_label(results, dims: list[str], cell: tuple[int, ...]) -> str:
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:
-    """As real floats; infinities, which no axis can show, as gaps."""
+    """Values as real floats; infinities, which no axis can show, as gaps."""
     values = np.abs(values) if values.dtype.kind == "c" else values
     values = values.astype(np.float64)
     return np.where(np.isfinite(values), values, np.nan)

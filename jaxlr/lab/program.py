@@ -44,7 +44,6 @@ class Program:
 def chunk_function(lane: Lane) -> Callable[..., list[jax.Array]]:
     """All seeds of all cells of one device: leaves get (seed, cell) in front."""
     names = sorted(lane.dtypes)
-    is_segmented = lane.state is not None
 
     def one(seed, index, columns, state, times):
         return lane.function(seed, index, *columns, *state, *times)
@@ -54,9 +53,7 @@ def chunk_function(lane: Lane) -> Callable[..., list[jax.Array]]:
 
     def chunk(seed, indices, values, state=(), times=()):
         columns = [values[name] for name in names]
-        if is_segmented:
-            return over_seeds(seed, indices, columns, list(state), list(times))
-        return over_seeds(seed, indices, columns, [], [])
+        return over_seeds(seed, indices, columns, list(state), list(times))
 
     return chunk
 

@@ -8,8 +8,11 @@ from jaxlr.linalg.dense import (
 )
 from jaxlr.linalg.iterative import (
     cg as cg,
+    cg_steps as cg_steps,
     gmres as gmres,
     IterativeInfo as IterativeInfo,
+    judge as judge,
+    refine as refine,
 )
 from jaxlr.linalg.kron import (
     kron_eigh as kron_eigh,

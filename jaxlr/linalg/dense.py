@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Inexact, Key
 
+from jaxlr.core import checks
+
 
 def matmul(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """`a @ b` at full precision: GPUs and TPUs else round float32 operands.
 
     Args:
-        a: Shape (..., p, k) or (k,).
-        b: Shape (..., k, q) or (k,).
+        a: Left operand, of shape (..., p, k) or (k,).
+        b: Right operand, of shape (..., k, q) or (k,).
 
     Returns:
         The product, as `jnp.matmul` shapes it; 2 p k q flops.
@@ -29,7 +31,7 @@ def total(x: Inexact[Array, "..."]) -> Inexact[Array, ""]:
     is off by 1e-5 or 1e-6 of their sum in float32.
 
     Args:
-        x: Any shape.
+        x: Numbers to be added, of any shape.
     """
     x = x.ravel()
     while len(x) > 1:
@@ -48,8 +50,8 @@ def product_svd(
     flops and O((p + q) k) memory, where forming the product would take p q of both.
 
     Args:
-        f: Left factor F.
-        g: Right factor G.
+        f: The left factor F.
+        g: The right factor G, with as many columns.
 
     Returns:
         `(u, s, vt)` with `F G^T = u @ diag(s) @ vt`, s descending, of
@@ -76,23 +78,21 @@ def random_orthonormal(
 
     Args:
         key: Source of randomness.
-        num_rows: n. Static.
-        num_columns: k <= n. Static.
+        num_rows: Number n of rows. Static.
+        num_columns: Number k <= n of columns. Static.
 
     Returns:
         Q with Q^T Q = I, in the default floating type; O(n k^2) flops.
 
     Raises:
-        ValueError: Unless `1 <= num_columns <= num_rows`.
+        ValueError: Unless both are integers, `1 <= num_columns <= num_rows`.
 
     References:
         Mezzadri. "How to generate random matrices from the classical compact groups".
         2007. arXiv:math-ph/0609050.
     """
-    if not 1 <= num_columns <= num_rows:
-        raise ValueError(
-            f"`num_columns` must be in 1..{num_rows} (`num_rows`), got {num_columns}."
-        )
+    num_rows = checks.count("num_rows", num_rows)
+    num_columns = checks.count("num_columns", num_columns, most=num_rows)
     q, r = jnp.linalg.qr(jr.normal(key, (num_rows, num_columns)))
     # QR's own choice of signs is not uniform; with diag(R) > 0 the law is exactly Haar.
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)

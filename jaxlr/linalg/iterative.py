@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax import lax
-from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlr.core import checks
 from jaxlr.core.loop import Status
 from jaxlr.core.types import Hyper
 from jaxlr.linalg.dense import matmul
@@ -53,9 +53,9 @@ def cg(
 
     Args:
         matvec_fn: `x -> A x`, symmetric positive definite; traceable.
-        b: Any shape, real. Its type is that of all arithmetic.
+        b: Right-hand side, real, of any shape. Its type is that of all arithmetic.
         preconditioner_fn: `x -> M x`, symmetric positive definite. None: the identity.
-        tolerance: On the relative residual.
+        tolerance: What the relative residual, ||b - A x|| / ||b||, may be at the end.
         max_steps: Bound on the number of steps. Static.
 
     Returns:
@@ -73,27 +73,127 @@ def cg(
         Hestenes, Stiefel. "Methods of Conjugate Gradients for Solving Linear Systems".
         1952. Journal of Research of the National Bureau of Standards.
     """
-    precondition = _checked(matvec_fn, b, preconditioner_fn, tolerance, max_steps)
+    precondition, max_steps = _checked(
+        matvec_fn, b, preconditioner_fn, tolerance, max_steps
+    )
 
     def cycle(matvec_fn, x, r, target, num):
-        def body(carry):
-            x, r, p, rho, num = carry
-            image = matvec_fn(p)
-            alpha = rho / _dot(p, image)
-            r = r - alpha * image
-            z = precondition(r)
-            new = _dot(r, z)
-            return x + alpha * p, r, z + new / rho * p, new, num + 1
-
-        def goes_on(carry):
-            return (_norm(carry[1]) > target) & (carry[-1] < max_steps)
-
-        z = precondition(r)
-        x, *_, num = lax.while_loop(goes_on, body, (x, r, z, _dot(r, z), num))
-        return x, num
+        change, info = _conjugate(matvec_fn, r, precondition, max_steps - num, target)
+        change = jnp.where(info.status == Status.DIVERGED, jnp.nan, change)
+        return x + change, num + info.num_steps
 
     solve = ft.partial(_restarted, cycle, tolerance, max_steps)
     return lax.custom_linear_solve(matvec_fn, b, solve, symmetric=True, has_aux=True)
+
+
+def cg_steps(
+    matvec_fn: Callable[..., Float[Array, "..."]],
+    b: Float[Array, "..."],
+    *,
+    max_steps: int,
+    tolerance: Hyper = 0.0,
+    floor: Float[Array, "..."] | float = 0.0,
+    preconditioner_fn: Map | None = None,
+    seen_fn: Callable[[Float[Array, "..."]], Any] | None = None,
+    norm_fn: Callable[..., Float[Array, "..."]] | None = None,
+    num_batch_axes: int = 0,
+    is_unrolled: bool = False,
+) -> tuple[Float[Array, "..."], IterativeInfo]:
+    """The bare recurrence of conjugate gradients, for an end that is the caller's own.
+
+    Nothing is restarted, and no residual is computed again, as `cg` does. A may be
+    semi-definite, b in its range: a system ends where its residual is as small as asked
+    for, or where the curvature of its direction is not positive.
+
+    Args:
+        matvec_fn: `x -> A x`, symmetric and positive semi-definite.
+        b: Right-hand sides, real; their axes that `num_batch_axes` does not count are
+            those of one system.
+        max_steps: Bound on the number of steps. Static.
+        tolerance: Size that the residual may have at the end, relative to b's.
+        floor: Size that it may have in any case, in the units of `norm_fn`: what
+            rounding of b alone makes it, say. A number, or one for each system.
+        preconditioner_fn: `x -> M x`, symmetric positive definite. None: the identity.
+        seen_fn: `x -> s`, a linear map on the way from x to A x, applied to residuals
+            alone; s may be any pytree. Then `matvec_fn(x, s)` and `norm_fn(r, z, s)`
+            take its value too, so that a norm may be of what the product makes anyway.
+            None: there is none.
+        norm_fn: `(r, z) -> size` of a residual r and of z = M r. None: the 2-norm of r.
+        num_batch_axes: Number of leading axes of b that count independent systems,
+            which `matvec_fn` takes all at once. Sizes then have the shape (..., 1, 1)
+            that broadcasts against b. Static.
+        is_unrolled: Whether all `max_steps` steps are made, a system that has ended
+            staying as it is: then x is differentiable in every way, step by step.
+            Otherwise the loop ends with the last system. Static.
+
+    Returns:
+        `(x, info)`, the residual in `info` being the size of the recurrence's own. A
+        step costs a product with A and one with M, memory 4 arrays of the shape of b
+        and one s.
+
+    Raises:
+        ValueError: If `max_steps` is not an integer of at least 1, or there are not so
+            many axes as `num_batch_axes`.
+    """
+    return _conjugate(
+        matvec_fn,
+        b,
+        preconditioner_fn or (lambda r: r),
+        checks.count("max_steps", max_steps),
+        floor,
+        tolerance,
+        seen_fn,
+        norm_fn,
+        checks.count("num_batch_axes", num_batch_axes, least=0, most=b.ndim),
+        is_unrolled,
+    )
+
+
+def refine(
+    matvec_fn: Map,
+    solve_fn: Callable[[Float[Array, "..."]], tuple[Float[Array, "..."], Any]],
+    b: Float[Array, "..."],
+    *,
+    max_steps: int,
+    target: Float[Array, ""] | float = 0.0,
+) -> tuple[Float[Array, "..."], Int[Array, ""]]:
+    """Solve A x = b from x = 0 by a rough solver, applied to what it leaves of b.
+
+    As long as that gets smaller: x is the best found. Not differentiated: put
+    `lax.custom_linear_solve` or `lax.stop_gradient` around it.
+
+    Args:
+        matvec_fn: `x -> A x`, linear.
+        solve_fn: `r -> (change, num_steps)`, the change being near A^-1 r.
+        b: Right-hand side, real, of any shape.
+        max_steps: Bound on the number of calls of `solve_fn`. Static.
+        target: What the 2-norm of b - A x may be at the end, in the units of b.
+
+    Returns:
+        `(x, num_steps)`, the latter the sum of those of all calls.
+
+    Raises:
+        ValueError: If `max_steps` is not an integer of at least 1.
+    """
+    max_steps = checks.count("max_steps", max_steps)
+
+    def goes_on(carry):
+        _, r, is_better, num, _ = carry
+        return is_better & (_norm(r) > target) & (num < max_steps)
+
+    def body(carry):
+        x, r, _, num, num_steps = carry
+        change, num_more = solve_fn(r)
+        found = x + change
+        rest = b - matvec_fn(found)
+        is_better = _norm(rest) < _norm(r)
+        x, r = (jnp.where(is_better, *p) for p in ((found, x), (rest, r)))
+        return x, r, is_better, num + 1, num_steps + num_more
+
+    zero = jnp.asarray(0)
+    start = jnp.zeros_like(b), b, jnp.asarray(True), zero, zero
+    x, *_, num_steps = lax.while_loop(goes_on, body, start)
+    return x, num_steps
 
 
 def gmres(
@@ -112,11 +212,12 @@ def gmres(
 
     Args:
         matvec_fn: `x -> A x`, linear; traceable.
-        b: Any shape, real. Its type is that of all arithmetic.
+        b: Right-hand side, real, of any shape. Its type is that of all arithmetic.
         preconditioner_fn: `x -> M x`, linear. None: the identity.
-        tolerance: On the relative residual.
+        tolerance: What the relative residual, ||b - A x|| / ||b||, may be at the end.
         max_steps: Bound on the number of steps. Static.
-        restart: m. None, or more than it: `max_steps`. Static.
+        restart: Number m of steps between restarts. None, or more than `max_steps`: it
+            never restarts. Static.
 
     Returns:
         `(x, info)`. Costs a product with A, one with M and 8 m N flops a step, memory
@@ -134,10 +235,12 @@ def gmres(
         Nonsymmetric Linear Systems". 1986. SIAM Journal on Scientific and Statistical
         Computing.
     """
-    precondition = _checked(matvec_fn, b, preconditioner_fn, tolerance, max_steps)
-    if restart is not None and (not isinstance(restart, int) or restart < 1):
-        raise ValueError(f"`restart` must be an integer >= 1, got {restart!r}.")
-    most = min(restart or max_steps, max_steps)
+    precondition, max_steps = _checked(
+        matvec_fn, b, preconditioner_fn, tolerance, max_steps
+    )
+    most = max_steps
+    if restart is not None:
+        most = min(checks.count("restart", restart), max_steps)
 
     def transposed(x):
         return jax.linear_transpose(precondition, b)(x)[0]
@@ -156,7 +259,7 @@ def gmres(
 
 
 def _checked(matvec_fn, b, preconditioner_fn, tolerance, max_steps):
-    """The preconditioner, after all else was found in order."""
+    """The preconditioner and the bound on steps, after all was found in order."""
     if not jnp.issubdtype(b.dtype, jnp.floating):
         raise ValueError(f"`b` must be real and floating, got {b.dtype}.")
     maps: dict[str, Any] = {"matvec_fn": matvec_fn}
@@ -169,19 +272,88 @@ def _checked(matvec_fn, b, preconditioner_fn, tolerance, max_steps):
                 f"`{name}` must return {b.dtype} of shape {b.shape} as `b`, got "
                 f"{got.dtype} of shape {got.shape}."
             )
-    if not isinstance(tolerance, Tracer) and not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be >= 0, got {tolerance!r}.")
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"`max_steps` must be an integer >= 1, got {max_steps!r}.")
-    return preconditioner_fn or (lambda x: x)
+    checks.positive("tolerance", tolerance, or_zero=True)
+    return preconditioner_fn or (lambda x: x), checks.count("max_steps", max_steps)
 
 
-def _dot(x, y):
+def _dot(x, y, num_batch_axes=0):
+    if num_batch_axes:
+        return jnp.sum(x * y, range(num_batch_axes, x.ndim), keepdims=True)
     return jnp.vdot(x, y, precision="highest")
 
 
-def _norm(x):
+def _norm(x, *_):
     return jnp.sqrt(_dot(x, x))
+
+
+def judge(size: Float[Array, "..."], target: Float[Array, "..."]) -> Int[Array, "..."]:
+    """The `jaxlr.core.loop.Status` of a solve that left a residual of this size.
+
+    Args:
+        size: Size of the residual.
+        target: What it was to be at most; of a shape that broadcasts.
+
+    Returns:
+        `CONVERGED` if it is, `DIVERGED` if it is infinite or NaN, else `MAX_STEPS`.
+    """
+    status = jnp.where(size <= target, Status.CONVERGED, Status.MAX_STEPS)
+    return jnp.where(jnp.isfinite(size), status, Status.DIVERGED)
+
+
+def _conjugate(
+    matvec_fn,
+    b,
+    precondition,
+    max_steps,
+    floor,
+    tolerance: Hyper = 0.0,
+    seen_fn=None,
+    norm_fn=None,
+    num_batch_axes=0,
+    is_unrolled=False,
+):
+    """`cg_steps`, whose bound may be traced."""
+    dot = ft.partial(_dot, num_batch_axes=num_batch_axes)
+
+    def look(r):
+        """What direction comes next, its share of it, and the size of r."""
+        z = precondition(r)
+        z = (z,) if seen_fn is None else (z, seen_fn(z))
+        square = dot(r, z[0])
+        known = lax.stop_gradient((r, *z))
+        size = jnp.sqrt(dot(known[0], known[0])) if norm_fn is None else norm_fn(*known)
+        return z, square, size
+
+    def ratio(a, b, is_valid):
+        return jnp.where(is_valid, a / jnp.where(is_valid, b, 1), 0)
+
+    def step(carry):
+        x, r, p, square, size, num = carry
+        image = matvec_fn(*p)
+        curvature = dot(p[0], image)
+        is_going = size > target
+        # A direction without curvature, or a NaN, ends the system it occurs in.
+        is_valid = is_going & (curvature > 0)
+        alpha = ratio(square, curvature, is_valid)
+        x, r = x + alpha * p[0], r - alpha * image
+        z, new, now = look(r)
+        beta = ratio(new, square, is_valid)
+        p = jax.tree.map(lambda z, p: z + beta * p, z, p)
+        size = jnp.where(is_valid, now, jnp.where(is_going, jnp.nan, size))
+        return x, r, p, new, size, num + jnp.any(is_going)
+
+    def goes_on(carry):
+        return jnp.any(carry[-2] > target) & (carry[-1] < max_steps)
+
+    z, square, size = look(b)
+    target = lax.stop_gradient(jnp.maximum(tolerance * size, floor))
+    carry = jnp.zeros_like(b), b, z, square, size, jnp.asarray(0)
+    if is_unrolled:
+        carry, _ = lax.scan(lambda c, _: (step(c), None), carry, length=max_steps)
+    else:
+        carry = lax.while_loop(goes_on, step, carry)
+    x, *_, size, num = carry
+    return x, IterativeInfo(size, num, judge(size, target))
 
 
 def _restarted(cycle, tolerance, max_steps, matvec_fn, b):
@@ -206,9 +378,8 @@ def _restarted(cycle, tolerance, max_steps, matvec_fn, b):
 
     start = jnp.zeros_like(b), b, norm, jnp.asarray(0)
     x, _, size, num = lax.while_loop(goes_on, body, start)
-    status = jnp.where(size <= target, Status.CONVERGED, Status.MAX_STEPS)
-    status = jnp.where(jnp.isfinite(size), status, Status.DIVERGED)
-    return scale * x, IterativeInfo(size / jnp.where(norm > 0, norm, 1), num, status)
+    unit = jnp.where(norm > 0, norm, 1)
+    return scale * x, IterativeInfo(size / unit, num, judge(size, target))
 
 
 def _arnoldi(precondition, most, max_steps, matvec_fn, x, r, target, num):

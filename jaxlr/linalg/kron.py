@@ -9,12 +9,12 @@ import functools as ft
 from typing import NamedTuple, TypeAlias
 
 import jax
-from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact, Real
 import numpy as np
 
+from jaxlr.core import checks
 from jaxlr.core.batching import one_by_one
 from jaxlr.core.derivatives import refuse
 from jaxlr.kernels.mode_product import mode_product as mode_product
@@ -34,8 +34,8 @@ class KronEigh(NamedTuple):
     """V with V^T ((x)K_d) V diagonal, as a Kronecker product itself.
 
     Attributes:
-        values: Of every axis, ascending; their products are the spectrum.
-        vectors: V_d, in columns: orthonormal, or V_d^T B_d V_d = I of a pencil.
+        values: Eigenvalues of every axis, ascending; their products are the spectrum.
+        vectors: The V_d, in columns: orthonormal, or V_d^T B_d V_d = I of a pencil.
     """
 
     values: tuple[Float[Array, " _"], ...]
@@ -53,11 +53,16 @@ def outer_product(
     """The outer product of one vector an axis, shape (n_1, ..., n_D).
 
     Args:
-        vectors: Of n_d entries each.
-        without: An axis whose vector counts as a single 1. Static.
+        vectors: One vector of n_d entries for each axis.
+        without: An axis whose vector counts as a single 1. None: there is none. Static.
+
+    Raises:
+        ValueError: If `without` is not an axis.
     """
     found = [jnp.asarray(v) for v in vectors]
     if without is not None:
+        num = len(found)
+        without = checks.count("without", without, least=-num, most=num - 1)
         found[without] = jnp.ones_like(found[without][:1])
     return ft.reduce(lambda a, b: a[..., None] * b, found)
 
@@ -68,8 +73,8 @@ def kron_matvec(
     """(K_1 (x) ... (x) K_D) x: D mode products.
 
     Args:
-        factors: K_d of shape (m_d, n_d), of any sizes.
-        x: Shape (n_1, ..., n_D).
+        factors: The K_d, of shapes (m_d, n_d).
+        x: What they multiply, of shape (n_1, ..., n_D).
 
     Returns:
         Shape (m_1, ..., m_D); 2 N sum n_d flops where factors are square, two arrays
@@ -95,7 +100,7 @@ def kron_eigh(factors: Factors) -> KronEigh:
     keeps products of semi-definite factors positive.
 
     Args:
-        factors: Symmetric.
+        factors: The K_d, all symmetric.
 
     Returns:
         Values and vectors. Not differentiable (eigenvectors are not, where eigenvalues
@@ -118,8 +123,8 @@ def kron_pencil(factors: Factors, others: Factors | None) -> KronEigh:
     n_d^3 flops.
 
     Args:
-        factors: A_d, symmetric.
-        others: B_d, symmetric and positive definite. None: the identity.
+        factors: The A_d, all symmetric.
+        others: The B_d, symmetric and positive definite. None: the identity.
 
     Returns:
         Values and vectors; the vectors of a B that is not definite are NaN if traced.
@@ -150,17 +155,18 @@ def kron_pencil(factors: Factors, others: Factors | None) -> KronEigh:
 
 def spectral_filter(
     eig: KronEigh,
-    fn: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+    spectrum_fn: Callable[[Float[Array, "..."]], Float[Array, "..."]],
     y: Float[ArrayLike, "..."],
 ) -> Float[Array, "..."]:
-    """V fn(spectrum) V^T y: a function of (x)K_d times y, for orthonormal V.
+    """V f(spectrum) V^T y: a function f of (x)K_d times y, for orthonormal V.
 
     The posterior mean of a Gaussian process under noise s2 is `lambda s: s / (s + s2)`.
 
     Args:
-        eig: Of `kron_eigh`; of a pencil, fn must be of an inverse's kind, 1 / (s + b).
-        fn: Elementwise.
-        y: Shape (n_1, ..., n_D).
+        eig: Result of `kron_eigh`; or of `kron_pencil`, where f must be of an inverse's
+            kind, 1 / (s + b).
+        spectrum_fn: The function f, elementwise.
+        y: What f((x)K_d) multiplies, of shape (n_1, ..., n_D).
 
     Returns:
         The shape of y; 4 N sum n_d flops.
@@ -168,7 +174,8 @@ def spectral_filter(
     Raises:
         ValueError: If shapes do not fit.
     """
-    return kron_matvec(eig.vectors, fn(eig.spectrum) * _rotate(eig, jnp.asarray(y)))
+    y = _rotate(eig, jnp.asarray(y))
+    return kron_matvec(eig.vectors, spectrum_fn(eig.spectrum) * y)
 
 
 def kron_solve(
@@ -184,10 +191,11 @@ def kron_solve(
     repeated eigenvalues do no harm. The posterior mean is `y - shift kron_solve(...)`.
 
     Args:
-        factors: K_d, symmetric. See `kron_eigh` for precision.
-        shift: In the units of the product of factors over that of others.
-        y: Shape (n_1, ..., n_D).
-        others: B_d, symmetric and positive definite. None: the identity.
+        factors: The K_d, all symmetric. See `kron_eigh` for precision.
+        shift: Weight of (x)B_d, in the units of the product of factors over that of
+            others.
+        y: Data on the grid, of shape (n_1, ..., n_D).
+        others: The B_d, symmetric and positive definite. None: the identity.
 
     Returns:
         The shape of y; 4 N sum n_d flops, a gradient about twice as many.
@@ -210,10 +218,11 @@ def kron_gaussian(
     With one decomposition for both and their gradients; differentiable as `kron_solve`.
 
     Args:
-        factors: K_d, symmetric. See `kron_eigh` for precision.
-        shift: In the units of the product of factors over that of others.
-        y: Shape (n_1, ..., n_D).
-        others: B_d, symmetric and positive definite. None: the identity.
+        factors: The K_d, all symmetric. See `kron_eigh` for precision.
+        shift: Weight of (x)B_d, in the units of the product of factors over that of
+            others.
+        y: Data on the grid, of shape (n_1, ..., n_D).
+        others: The B_d, symmetric and positive definite. None: the identity.
 
     Returns:
         `(quadratic, logdet)`; 2 N sum n_d flops, gradients in factors as many again and
@@ -247,7 +256,7 @@ def _check(factors, x, name):
 
 
 def _still(k):
-    return jax.lax.stop_gradient(k) if isinstance(k, Tracer) else k
+    return k if checks.known(k) else jax.lax.stop_gradient(k)
 
 
 def _rotate(eig, y):
@@ -258,7 +267,7 @@ def _known(k, name, is_traced):
     """A tracer that refuses derivatives; or a float64 array of the host, checked."""
     if jnp.issubdtype(jnp.result_type(k), jnp.complexfloating):
         raise ValueError(f"`{name}` must be real, got {jnp.result_type(k)}.")
-    if not isinstance(k, Tracer):
+    if checks.known(k):
         given = np.asarray(k)
         wide = given.astype(np.float64)
         rounding = np.sqrt(np.finfo(np.result_type(given, np.float32)).eps)
@@ -271,7 +280,7 @@ def _known(k, name, is_traced):
 
 
 def _diagonalize(axis, k, b):
-    is_traced = isinstance(k, Tracer) or isinstance(b, Tracer)
+    is_traced = not checks.known(k, b)
     lib = jnp if is_traced else np
     dtype = jnp.result_type(k, float if b is None else b, float)
     k = _known(k, f"factors[{axis}]", is_traced)

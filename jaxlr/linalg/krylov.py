@@ -5,13 +5,14 @@ flattened by the caller (`jax.flatten_util.ravel_pytree`).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, DTypeLike, Float, Key
 
+from jaxlr.core import checks
 from jaxlr.linalg.dense import matmul
 
 
@@ -48,7 +49,7 @@ class Estimate(NamedTuple):
     """A mean over random draws.
 
     Attributes:
-        value: The mean.
+        value: The mean of the draws.
         standard_error: Its standard deviation, estimated from that of the draws.
     """
 
@@ -57,7 +58,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, draws: Float[Array, " p"]) -> "Estimate":
-        """The mean of p independent draws.
+        """The mean of `draws`, p independent ones.
 
         Raises:
             ValueError: If there are fewer than two: they show no spread.
@@ -81,8 +82,8 @@ def lanczos(
 
     Args:
         matvec_fn: `v -> A v`, A symmetric.
-        start: Any vector but zero; its type is that of the result.
-        num_steps: k, products with A. Static.
+        start: Any vector but zero, of n entries; its type is that of the result.
+        num_steps: Number k of products with A, in 1..n. Static.
 
     Returns:
         The decomposition. Costs k products and 8 n k^2 flops, n k memory. It can be
@@ -96,8 +97,7 @@ def lanczos(
     """
     if start.ndim != 1:
         raise ValueError(f"`start` must be a vector, got shape {start.shape}.")
-    if not 1 <= num_steps <= start.size:
-        raise ValueError(f"`num_steps` must be in 1..{start.size}, got {num_steps}.")
+    num_steps = checks.count("num_steps", num_steps, most=start.size)
     epsilon = jnp.finfo(start.dtype).eps
 
     def step(carry, i):
@@ -131,7 +131,11 @@ def _normalize(x):
 
 
 def ritz(decomposition: Lanczos) -> Ritz:
-    """Eigenvalues of T, their weights and error bounds; O(k^3) flops."""
+    """Eigenvalues of T, their weights and error bounds; O(k^3) flops.
+
+    Args:
+        decomposition: Result of `lanczos`, whose basis is not read.
+    """
     alphas, betas, _ = decomposition
     off = jnp.diag(betas[:-1], 1)
     values, vectors = jnp.linalg.eigh(jnp.diag(alphas) + off + off.T)
@@ -157,11 +161,12 @@ def stochastic_lanczos(
     Args:
         key: Draws the probes, entries +1 or -1.
         matvec_fn: `v -> A v`, A symmetric.
-        size: n. Static.
-        num_probes: p. Static.
-        num_steps: k, in 1..n. Static.
-        dtype: Of probes and result.
-        batch_size: Probes in one product, by `vmap`: memory against time. Static.
+        size: Number n of rows of A. Static.
+        num_probes: Number p of random starts. Static.
+        num_steps: Number k of Lanczos steps from each, in 1..n. Static.
+        dtype: Floating type of the probes and of the result.
+        batch_size: How many probes are in one product, by `vmap`: memory against time.
+            Static.
 
     Returns:
         Values, weights and residuals, (p, k) each. Costs p k products and 8 p n k^2
@@ -175,6 +180,7 @@ def stochastic_lanczos(
         Ubaru, Chen, Saad. "Fast Estimation of tr(f(A)) via Stochastic Lanczos
         Quadrature". 2017. SIAM Journal on Matrix Analysis and Applications.
     """
+    size = checks.count("size", size)
 
     def probe(key):
         start = jr.rademacher(key, (size,), dtype)
@@ -184,25 +190,29 @@ def stochastic_lanczos(
 
 
 def quadrature_trace(
-    fun: Callable[[Float[Array, "p k"]], Float[Array, "p k"]],
+    spectrum_fn: Callable[[Float[Array, "p k"]], Float[Array, "p k"]],
     density: Ritz,
     size: int,
 ) -> Estimate:
     """The trace of f(A), from `stochastic_lanczos`; of log A, the log-determinant.
 
     Args:
-        fun: f, elementwise; `jnp.log`, say.
+        spectrum_fn: The function f, elementwise; `jnp.log`, say.
         density: Values and weights of p >= 2 probes.
-        size: n.
+        size: Number n of rows of A.
 
     Returns:
         The estimate, in the units of f; its standard error is that of the probes, the
         quadrature's own error, which falls geometrically in k, comes on top.
 
     Raises:
-        ValueError: If `density` is of fewer than two probes.
+        ValueError: If `density` is of fewer than two probes, or `size` no integer of
+            at least 1.
     """
-    return Estimate.of(size * jnp.sum(density.weights * fun(density.values), -1))
+    values = spectrum_fn(density.values)
+    return Estimate.of(
+        checks.count("size", size) * jnp.sum(density.weights * values, -1)
+    )
 
 
 def stochastic_trace(
@@ -219,10 +229,11 @@ def stochastic_trace(
     Args:
         key: Draws the probes.
         matvec_fn: `v -> A v`; of A only the symmetric part counts.
-        size: n. Static.
-        num_samples: p >= 2, products with A. Static.
-        dtype: Of the probes.
-        batch_size: Probes in one product, by `vmap`: memory against time. Static.
+        size: Number n of rows of A. Static.
+        num_samples: Number p >= 2 of probes, each a product with A. Static.
+        dtype: Floating type of the probes and of the result.
+        batch_size: How many probes are in one product, by `vmap`: memory against time.
+            Static.
 
     Returns:
         The estimate, in the units of A; its variance is 2 sum_{i != j} A_ij^2 / p.
@@ -234,6 +245,7 @@ def stochastic_trace(
         Hutchinson. "A stochastic estimator of the trace of the influence matrix for
         Laplacian smoothing splines". 1990. Communications in Statistics.
     """
+    size = checks.count("size", size)
 
     def sample(key):
         z = jr.rademacher(key, (size,), dtype)
@@ -242,13 +254,25 @@ def stochastic_trace(
     return Estimate.of(map_draws(sample, key, num_samples, "num_samples", batch_size))
 
 
-def map_draws(fun, key: Key[Array, ""], num: int, name: str, batch_size: int):
-    """`fun` of each of `num` keys, `batch_size` at once, results stacked.
+def map_draws(
+    draw_fn: Callable[[Key[Array, ""]], Any],
+    key: Key[Array, ""],
+    num: int,
+    name: str,
+    batch_size: int,
+) -> Any:
+    """`draw_fn` of each of `num` keys, results stacked.
+
+    Args:
+        draw_fn: `key -> result`, any pytree of arrays.
+        key: Split into the keys of all draws.
+        num: Number of draws. Static.
+        name: What the caller's own argument for `num` is called, for the error.
+        batch_size: How many draws are made at once, by `vmap`. Static.
 
     Raises:
-        ValueError: If `num`, called `name` by the caller, or `batch_size` is below 1.
+        ValueError: Unless `num` and `batch_size` are integers of at least 1.
     """
-    for what, value in ((name, num), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"`{what}` must be at least 1, got {value}.")
-    return jax.lax.map(fun, jr.split(key, num), batch_size=min(batch_size, num))
+    num = checks.count(name, num)
+    most = min(checks.count("batch_size", batch_size), num)
+    return jax.lax.map(draw_fn, jr.split(key, num), batch_size=most)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, DTypeLike, Float, Key
 
+from jaxlr.core import checks
 from jaxlr.linalg.dense import matmul
 
 
@@ -32,11 +33,12 @@ def randomized_svd(
         key: Draws the start.
         matmul_fn: `x -> A x`.
         rmatmul_fn: `x -> A^T x`.
-        shape: (p, q) of A. Static.
-        rank: r, the number of singular values sought. Static.
-        num_iterations: Products with A^T A before the last pair. Static.
-        num_extra: Columns carried in addition to r, as far as there are. Static.
-        dtype: Of the start, and so of the result.
+        shape: Rows and columns (p, q) of A. Static.
+        rank: The number r of singular values sought. Static.
+        num_iterations: Number of products with A^T A before the last pair. Static.
+        num_extra: Number of columns carried in addition to r, as far as there are.
+            Static.
+        dtype: Floating type of the start, and so of the result.
 
     Returns:
         `(u, s, vt)`, s descending; u and vt^T have orthonormal columns. Costs
@@ -44,19 +46,17 @@ def randomized_svd(
         and O((p + q) w) memory.
 
     Raises:
-        ValueError: Unless `rank` is in 1..min(p, q), `num_iterations` and `num_extra`
-            at least 0.
+        ValueError: Unless `rank` is an integer in 1..min(p, q), `num_iterations` and
+            `num_extra` are integers of at least 0.
 
     References:
         Halko, Martinsson, Tropp. "Finding structure with randomness: Probabilistic
         algorithms for constructing approximate matrix decompositions". 2011.
         arXiv:0909.4061.
     """
-    if not 1 <= rank <= min(shape):
-        raise ValueError(f"`rank` must be in 1..{min(shape)}, got {rank}.")
-    for name, value in (("num_iterations", num_iterations), ("num_extra", num_extra)):
-        if value < 0:
-            raise ValueError(f"`{name}` must be at least 0, got {value}.")
+    rank = checks.count("rank", rank, most=min(shape))
+    num_iterations = checks.count("num_iterations", num_iterations, least=0)
+    num_extra = checks.count("num_extra", num_extra, least=0)
 
     def orthonormal(x):
         return jnp.linalg.qr(x)[0]

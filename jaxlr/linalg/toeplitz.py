@@ -4,6 +4,8 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxlr.core import checks
+
 
 def toeplitz_matvec(
     column: Float[ArrayLike, " m"],
@@ -18,11 +20,12 @@ def toeplitz_matvec(
     are small against the largest entries of T x, not against each.
 
     Args:
-        column: The first of T.
-        x: Any shape, n long at `axis`.
-        axis: May count from the end. Static.
-        row: The first of T; its first entry is not read. None: `column`, T symmetric.
-            An antisymmetric T, that of an odd derivative, has `row=-column`.
+        column: The first column of T, m entries.
+        x: What T multiplies, of any shape, n long at `axis`.
+        axis: The axis of x; may count from the end. Static.
+        row: The first row of T, n entries, of which the first is not read. None:
+            `column`, T symmetric. An antisymmetric T, that of an odd derivative, has
+            `row=-column`.
 
     Returns:
         The shape of x, with m at `axis`. FFTs of length L, the first power of 2 that is
@@ -35,8 +38,7 @@ def toeplitz_matvec(
     """
     column, x = jnp.asarray(column), jnp.asarray(x)
     row = column if row is None else jnp.asarray(row)
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"`axis` must be an axis of shape {x.shape}, got {axis}.")
+    axis = checks.count("axis", axis, least=-x.ndim, most=x.ndim - 1)
     size = x.shape[axis]
     if column.ndim != 1 or not column.size or row.shape != (size,):
         raise ValueError(

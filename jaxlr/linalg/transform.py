@@ -13,7 +13,7 @@ def hadamard_transform(x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
     inverse.
 
     Args:
-        x: n a power of 2.
+        x: What H multiplies; its number n of rows is a power of 2.
 
     Returns:
         H x; n log2(n) additions for each column.

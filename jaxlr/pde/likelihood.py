@@ -4,15 +4,13 @@ Letters: n functionals of a Gaussian process, m draws of them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-import optax
 
-from jaxlr.core import checks, Count
+from jaxlr.core import checks, Count, lbfgs, Minimum, multistart, tree
 from jaxlr.covariance import constrain, hold, Kernel, unconstrain
 from jaxlr.covariance.training import LOG, ways
 
@@ -64,7 +62,7 @@ def log_likelihood(
     jitter: Float[Array, ""],
     num_draws: Count = 1,
 ) -> Float[Array, ""]:
-    """Of a draw under its covariance, the mean over draws, in nats.
+    """The log likelihood of a draw, the mean over draws, in nats.
 
     The covariance is taken times the number that makes the draws likeliest: its own
     scale does not matter. Other columns may stand for the draws, of the same sum of
@@ -86,7 +84,7 @@ def maximize(
     likelihood_fn: Callable[[Kernel, Float[Array, ""]], Float[Array, ""]],
     covariance_fn: Callable[[Kernel], Float[Array, "n n"]],
     starts: Sequence[Kernel],
-    num_evaluations: int,
+    max_evaluations: int,
     jitter: Float[Array, ""],
 ) -> tuple[Kernel, Float[Array, ""]]:
     """The likeliest kernel that L-BFGS finds from one of the starts, and how likely.
@@ -102,15 +100,10 @@ def maximize(
         likelihood_fn: Of a kernel and a jitter, in nats.
         covariance_fn: What the likelihood factors.
         starts: Of one structure.
-        num_evaluations: Bound on evaluations of likelihood and gradient for each start.
+        max_evaluations: Bound on evaluations of likelihood and gradient for each start.
         jitter: Where escalation starts.
     """
-    line_search = min(_LINE_SEARCH, num_evaluations - 1)
-    solver: Any = optax.lbfgs(
-        linesearch=optax.scale_by_zoom_linesearch(
-            max(line_search, 1), initial_guess_strategy="one"
-        )
-    )
+    max_search = min(_LINE_SEARCH, max_evaluations - 1)
 
     def train(start):
         _, used = cholesky(correlate(covariance_fn(constrain(start)))[0], jitter)
@@ -120,41 +113,27 @@ def maximize(
             value = _distance(params, start) - value
             return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
-        value_and_grad_fn = optax.value_and_grad_from_state(loss_fn)
-
-        def body(carry):
-            params, state, before, _, num = carry
-            value, grad = value_and_grad_fn(params, state=state)
-            updates, state = solver.update(
-                grad, state, params, value=value, grad=grad, value_fn=loss_fn
-            )
-            params = optax.apply_updates(params, updates)
-            num += state[-1].info.num_linesearch_steps
-            return params, state, value, before - value, num
-
-        def goes_on(carry):
-            *_, gain, num = carry
-            return (gain > _LEAST_GAIN) & (num + line_search <= num_evaluations)
-
-        params, big = start, jnp.asarray(jnp.inf, used.dtype)
-        if line_search > 0:
-            carry = start, solver.init(start), big, big, jnp.asarray(1)
-            params, *_ = lax.while_loop(goes_on, body, carry)
-            params = jax.tree.map(lax.stop_gradient, params)
-        value = likelihood_fn(constrain(params), used)
+        end = Minimum(start, jnp.asarray(jnp.inf), jnp.asarray(0), jnp.asarray(0))
+        if max_search > 0:
+            end = lbfgs(
+                loss_fn,
+                max_steps=max_evaluations,
+                max_evaluations=max_evaluations,
+                max_search=max_search,
+                tolerance=0.0,
+                least_gain=_LEAST_GAIN,
+            )(start)
+        value = likelihood_fn(constrain(end.params), used)
         is_good = jnp.isfinite(value)
-        params = jax.tree.map(lambda x, y: jnp.where(is_good, x, y), params, start)
-        return params, jnp.where(is_good, value, -jnp.inf)
+        params = tree.select(is_good, end.params, start)
+        return end._replace(params=params, loss=jnp.where(is_good, -value, jnp.inf))
 
     logs = [unconstrain(kernel, jitter.dtype) for kernel in starts]
-    if len(logs) == 1:
-        params, likelihood = train(logs[0])
-        return constrain(params), likelihood
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *logs)
-    params, likelihoods = lax.map(train, stacked)
-    best = jnp.argmax(likelihoods)
-    params, likelihood = jax.tree.map(lambda x: x[best], (params, likelihoods))
-    return constrain(params), likelihood
+    if len(logs) == 1:  # misuse of a single one is named
+        best = train(logs[0])
+    else:
+        best = multistart(train, jax.tree.map(lambda *x: jnp.stack(x), *logs))
+    return constrain(best.params), -best.loss
 
 
 def _distance(params, start):

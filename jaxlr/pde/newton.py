@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlr.core import checks
 from jaxlr.linalg.dense import matmul
-from jaxlr.linalg.iterative import gmres
+from jaxlr.linalg.iterative import gmres, refine
 from jaxlr.linalg.kron import kron_matvec, mode_product
 from jaxlr.pde.likelihood import cholesky, correlate, log_likelihood, maximize
 
@@ -41,7 +41,10 @@ def apply(problem, derivatives):
 
 
 def linearize(problem, derivatives):
-    """Of the linearized equation: it is pointwise, so that one product tells each."""
+    """Coefficients of the linearized equation, of arrays in the same order.
+
+    The equation is pointwise, so that one product tells each.
+    """
 
     def of(i):
         along = [jnp.full_like(x, i == j) for j, x in enumerate(derivatives)]
@@ -81,7 +84,7 @@ def _ratio(x, y):
     return x / jnp.where(y > 0, y, 1)
 
 
-def one_axis(problem, starts, num_evaluations, jitter):
+def one_axis(problem, starts, max_evaluations, jitter):
     """Kernels, their likelihood, where Newton starts, and its step."""
     (x,) = problem.grid
     orders = [order for (order,) in problem.orders]
@@ -103,7 +106,7 @@ def one_axis(problem, starts, num_evaluations, jitter):
         return full, jnp.concatenate([rest, values])
 
     def covariances(kernel, full):
-        """Of the functionals; and of each derivative of u on the grid with them."""
+        """Of the functionals among them, and of each derivative of u with them."""
         table = ft.cache(lambda order: _gram(kernel, x, order)[:, index])
 
         def with_all(order):
@@ -125,7 +128,7 @@ def one_axis(problem, starts, num_evaluations, jitter):
         likelihood_fn,
         lambda kernel: covariances(kernel, first)[0],
         starts[0],
-        num_evaluations,
+        max_evaluations,
         jitter,
     )
 
@@ -153,27 +156,21 @@ def _refine(matrix, lower, rhs):
     They undo jitter where there is something to undo. One more step is differentiated.
     """
 
-    def steps(matrix, lower, rhs):
-        def body(carry):
-            x, r, _, num = carry
-            new = x + jax.scipy.linalg.cho_solve((lower, True), r)
-            gap = rhs - matmul(matrix, new)
-            is_better = _norm(gap) < _norm(r)
-            x, r = (jnp.where(is_better, a, b) for a, b in ((new, x), (gap, r)))
-            return x, r, is_better, num + 1
+    def solve(lower, rest):
+        return jax.scipy.linalg.cho_solve((lower, True), rest)
 
-        def goes_on(carry):
-            return carry[2] & (carry[3] < _MOST_REFINEMENTS)
-
-        start = jnp.zeros_like(rhs), rhs, jnp.asarray(True), jnp.asarray(0)
-        return lax.while_loop(goes_on, body, start)[0]
-
-    x = steps(*map(lax.stop_gradient, (matrix, lower, rhs)))
-    more = jax.scipy.linalg.cho_solve((lower, True), rhs - matmul(matrix, x))
+    still, low, b = map(lax.stop_gradient, (matrix, lower, rhs))
+    x, _ = refine(
+        ft.partial(matmul, still),
+        lambda r: (solve(low, r), 0),
+        b,
+        max_steps=_MOST_REFINEMENTS,
+    )
+    more = solve(lower, rhs - matmul(matrix, x))
     return x + more - lax.stop_gradient(more)
 
 
-def many_axes(problem, starts, num_evaluations, jitter):
+def many_axes(problem, starts, max_evaluations, jitter):
     """Kernels, their likelihood, where Newton starts, and its step."""
     dtype, shape = problem.grid[0].dtype, problem.shape
     kernels, matrices, jitters, likelihood = [], [], [], jnp.zeros((), dtype)
@@ -187,7 +184,7 @@ def many_axes(problem, starts, num_evaluations, jitter):
             return log_likelihood(_gram(kernel, x, 0), lines, jitter, num)
 
         kernel, value = maximize(
-            likelihood_fn, covariance_fn, starts[axis], num_evaluations, jitter
+            likelihood_fn, covariance_fn, starts[axis], max_evaluations, jitter
         )
         correlations, scale = correlate(_gram(kernel, x, 0))
         lower, used = cholesky(correlations, jitter)

@@ -18,9 +18,8 @@ BANNED = {
     "tol": "tolerance",
     "rtol": "tolerance",
     "atol": "tolerance",
-    "ordered": "is_ordered",
-    "reverse": "is_reverse",
 }
+BANNED_ARGUMENTS = {"ordered": "is_ordered", "reverse": "is_reverse"}
 
 
 def exceptions(root: Path) -> set[str]:
@@ -37,14 +36,14 @@ def words(root: Path) -> Iterator[str]:
             continue  # which call other libraries
         for node in ast.walk(file.tree):
             match node:
-                case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
-                    pass
-                case ast.AnnAssign(target=ast.Name(id=name)):
-                    pass
+                case ast.arg(arg=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                    banned = BANNED | BANNED_ARGUMENTS
+                case ast.Name(id=name, ctx=ast.Store()):
+                    banned = BANNED
                 case _:
                     continue
-            if name in BANNED:
-                yield f"{file.at(node)}: `{name}` is called `{BANNED[name]}`"
+            if name in banned:
+                yield f"{file.at(node)}: `{name}` is called `{banned[name]}`"
 
 
 def truths_and_functions(root: Path) -> Iterator[str]:

@@ -21,13 +21,13 @@ IMPLEMENTATIONS = ("xla", "pallas_interpret")
 TOLERANCE = {"xla": 1e-12, "pallas_interpret": 2e-6}
 
 
-def loop(a, u, h0, resets=None, lengths=None, reverse=False):
+def loop(a, u, h0, resets=None, lengths=None, is_reverse=False):
     """(h, h_last), complex, of (batch, L, N) arrays."""
     batch, length, _ = u.shape
     h, last = np.zeros_like(u), np.zeros_like(h0)
     for i in range(batch):
         state = h0[i]
-        for l in range(length)[:: -1 if reverse else 1]:
+        for l in range(length)[:: -1 if is_reverse else 1]:
             if lengths is None or l < lengths[i]:
                 if resets is not None and resets[i, l]:
                     state = np.zeros_like(state)
@@ -37,13 +37,13 @@ def loop(a, u, h0, resets=None, lengths=None, reverse=False):
     return h, last
 
 
-def naive(a, u, h0, resets=None, lengths=None, reverse=False):
+def naive(a, u, h0, resets=None, lengths=None, is_reverse=False):
     """The same in jax, for its gradient, on pairs."""
     a, u, h0 = (pair[0] + 1j * pair[1] for pair in (a, u, h0))
     num = u.shape[-2]
     a = jnp.broadcast_to(a if a.ndim == u.ndim else a[..., None, :], u.shape)
     state, states = h0, [h0] * num
-    for l in range(num)[:: -1 if reverse else 1]:
+    for l in range(num)[:: -1 if is_reverse else 1]:
         kept = state if resets is None else jnp.where(resets[:, l, None], 0, state)
         new = a[:, l] * kept + u[:, l]
         state = new if lengths is None else jnp.where(l < lengths[:, None], new, state)
@@ -99,8 +99,8 @@ def value_and_gradient(fn: Any, *args):
     return out, gradient
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_xla_is_exact_for_all_chunks(reverse):
+@pytest.mark.parametrize("is_reverse", [False, True])
+def test_xla_is_exact_for_all_chunks(is_reverse):
     a, u, h0 = make(13)
     resets, lengths = mask(13)
     with x64(True):
@@ -109,7 +109,7 @@ def test_xla_is_exact_for_all_chunks(reverse):
             kwargs = {
                 "resets": resets if cut else None,
                 "lengths": lengths if short else None,
-                "reverse": reverse,
+                "is_reverse": is_reverse,
             }
             fn = jax.jit(ft.partial(diagonal_scan, chunk=chunk, **kwargs))
             h, last = fn(*pairs(a, u, h0))
@@ -118,13 +118,13 @@ def test_xla_is_exact_for_all_chunks(reverse):
 
 
 @pytest.mark.parametrize("constant", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("is_reverse", [False, True])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_value_and_gradient(implementation, reverse, constant):
+def test_value_and_gradient(implementation, is_reverse, constant):
     """With h0, and in two of the four with resets and lengths."""
     resets, lengths = mask(7)
-    kwargs: Any = {"reverse": reverse}
-    if reverse != constant:
+    kwargs: Any = {"is_reverse": is_reverse}
+    if is_reverse != constant:
         kwargs |= {"resets": resets, "lengths": lengths}
     is_exact = implementation == "xla"
     arrays = make(7, constant=constant)
@@ -161,10 +161,12 @@ def test_finite_differences_and_second_derivatives():
 def test_lengths_of_sequences_and_many_states(implementation, length):
     """Several blocks of states and of time for the kernel, the last ones ragged."""
     a, u, h0 = make(length, batch=3, num=1500)
-    for reverse in (False, True):
-        fn = ft.partial(diagonal_scan, reverse=reverse, implementation=implementation)
+    for is_reverse in (False, True):
+        fn = ft.partial(
+            diagonal_scan, is_reverse=is_reverse, implementation=implementation
+        )
         got = jax.jit(fn)(*pairs(a * 0.7, u, h0, dtype=F32))
-        close(got, tuple(map(parts, loop(a * 0.7, u, h0, reverse=reverse))), 3e-6)
+        close(got, tuple(map(parts, loop(a * 0.7, u, h0, is_reverse=is_reverse))), 3e-6)
 
 
 def test_axes_in_front_broadcast_and_h0_is_zero():
@@ -321,8 +323,8 @@ def test_kernels_compile_for_a_tpu(target, batch, length, num, constant):
     if reason := aot.why_not():
         pytest.skip(reason)
     args = big(batch, length, num, constant)
-    for reverse in (False, True):
-        fn = ft.partial(diagonal_scan, reverse=reverse, implementation="pallas")
+    for is_reverse in (False, True):
+        fn = ft.partial(diagonal_scan, is_reverse=is_reverse, implementation="pallas")
         made = compile_for(target, both(fn), *args)
         assert made.fits
         assert "tpu_custom_call" in str(made.compiled.as_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlr.core.compat import x64
-from jaxlr.kernels import mode_products, ModeBlocks
+from jaxlr.kernels import mode_product, mode_products, ModeBlocks
 from jaxlr.lab import aot, compile_for
 
 
@@ -22,6 +22,15 @@ def oracle(factors, x):
     for axis, k in enumerate(factors):
         x = np.moveaxis(np.tensordot(k, x, (1, axis + 1)), 0, axis + 1)
     return x
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, np.int64(1)])
+def test_one_axis(axis):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    k = rng.normal(size=(5, x.shape[axis])).astype(np.float32)
+    want = np.moveaxis(np.tensordot(k, x, (1, axis)), 0, axis)
+    np.testing.assert_allclose(mode_product(k, x, axis), want, rtol=1e-5, atol=1e-6)
 
 
 def make(rows, columns, batch=5, lanes=(), seed=0):

@@ -294,8 +294,12 @@ def test_misuse_is_named():
         fn(rows, x, y, implementation="cuda")  # pyright: ignore
     with pytest.raises(ValueError, match=r"`y` must have shape \(13,\), got \(300,\)"):
         fn(rows, x, x)
-    for source, number, multiple in ((rows, 0, 1), (rows, 2.5, 1), (drawn, 12, 8)):
-        match = f"`block_rows` must be a multiple of {multiple}, got {number}"
+    for source, number, what in (
+        (rows, 0, "an integer >= 1"),
+        (rows, 2.5, "an integer >= 1"),
+        (drawn, 12, "a multiple of 8"),
+    ):
+        match = f"`block_rows` must be {what}, got {number}"
         with pytest.raises(ValueError, match=match):
             fn(source, x, y, block_rows=number)
     kernel = ft.partial(fn, implementation="pallas_interpret")

@@ -1,5 +1,7 @@
 """Rows of every source against their entries in float64."""
 
+from typing import Any
+
 import chex
 import jax
 from jax import lax
@@ -192,6 +194,25 @@ def test_misuse_is_named():
         rows.dot(jnp.ones(9))
     with pytest.raises(ValueError, match=r"`z` must have shape \(9,\), got \(9, 1\)"):
         rows.transpose_dot(jnp.ones((9, 1)))
+    with pytest.raises(ValueError, match=r"`num_rows` must be in 1\.\.9, got 10"):
+        rows.block(0, 10, rows.dtype)
+    for bad in ({"num_rows": 9.0}, {"size": 0}):
+        ((name, value),) = bad.items()
+        sizes: Any = {"num_rows": 9, "size": 40, **bad}
+        for draw in (kernels.NormalRows, kernels.draw_normals, kernels.draw_signs):
+            match = f"`{name}` must be an integer >= 1, got {value}"
+            with pytest.raises(ValueError, match=match):
+                draw(jr.key(0), **sizes)
+
+
+def test_integers_of_numpy_are_counts():
+    sizes = np.int64(9), np.int64(40)
+    with compat.x64(True):
+        for draw in (kernels.draw_normals, kernels.draw_signs):
+            want = draw(jr.key(0), 9, 40).to_dense()
+            got = draw(jr.key(0), *sizes).to_dense()
+            np.testing.assert_array_equal(got, want)
+    assert type(kernels.NormalRows(jr.key(0), *sizes).size) is int
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -305,6 +305,39 @@ def test_a_checkpoint_of_another_solver_is_named(tmp_path, written, one_step):
     toys.assert_equal(found, sweep(other, chunk=3))
 
 
+class Kinds(NamedTuple):
+    """Metrics that are no floats, some of them plain numbers of Python."""
+
+    flag: Any
+    count: Any
+    always: Any
+    three: Any
+
+
+def test_numbers_keep_their_kind_and_functions_of_a_state_stay():
+    """An Equinox module is a state, its activation function included."""
+
+    def solver(key, hparams):
+        def init(key):
+            model = eqx.nn.MLP(2, 2, 3, 1, activation=jnp.sin, key=key)
+            return model, jnp.zeros((), int)
+
+        def step(key, state):
+            model, t = state
+            x = model(jnp.ones(2)) * hparams.growth
+            model = eqx.tree_at(lambda m: m.layers[-1].bias, model, x)
+            return (model, t + 1), Kinds(t % 2 == 0, t, True, 3)
+
+        return Solver(init, step, lambda state: jnp.isnan(state[0](jnp.ones(2))).any())
+
+    experiment = Experiment(solver=solver, num_steps=5, hparams=Ending())
+    found = sweep(experiment)
+    kinds = {name: found[name].dtype.kind for name in Kinds._fields}
+    assert kinds == {"flag": "b", "count": "i", "always": "b", "three": "i"}
+    assert found["count"].values[0].tolist() == [0, 1, 2, 3, 4]
+    assert found["flag"].values[0].tolist() == [True, False, True, False, True]
+
+
 def test_the_step_key_is_folded_in_by_the_step():
     def drawing(key, hparams):
         del key, hparams
@@ -313,6 +346,6 @@ def test_the_step_key_is_folded_in_by_the_step():
     experiment = Experiment(solver=drawing, num_steps=4, hparams=Ending())
     words = sweep(experiment).key.values[0]
     _, solve_key = jr.split(jr.fold_in(jr.key(0), 0))
-    _, loop_key = jr.split(solve_key)
+    _, loop_key = loop.split_key(solve_key)
     wanted = jax.vmap(lambda t: jr.key_data(jr.fold_in(loop_key, t)))(jnp.arange(4))
     np.testing.assert_array_equal(words, wanted)

@@ -92,5 +92,7 @@ def test_matmul_asks_for_full_precision():
 def test_misuse_is_named():
     with pytest.raises(ValueError, match=r"`f` and `g`.*\(3, 2\) and \(3, 1\)"):
         linalg.product_svd(jnp.ones((3, 2)), jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"`num_rows` must be an .* >= 1, got 3\.0"):
+        linalg.random_orthonormal(jr.key(0), 3.0, 2)  # pyright: ignore
     with pytest.raises(ValueError, match=r"`num_columns` must be in 1\.\.3.*got 4"):
         linalg.random_orthonormal(jr.key(0), 3, 4)

@@ -188,6 +188,113 @@ def test_float32_says_what_it_has_not_reached():
         assert info.status == Status.CONVERGED
 
 
+def test_steps_of_many_systems_end_by_themselves():
+    """Converged at once, late, at its floor, and singular; unrolled or not."""
+    rng = np.random.default_rng(3)
+    stack = np.stack([np.eye(N), matrix(True), matrix(True, 2), np.diag(np.arange(N))])
+    sides = rng.normal(size=(4, N)) * np.array([[1], [1e-3], [1], [1]])
+    sides[3, 0] = 0  # in the range
+    with x64(True):
+        a, b = map(jnp.asarray, (stack, sides))
+        scale = jnp.linspace(0.5, 2, N)
+
+        def run(b, is_unrolled):
+            return linalg.cg_steps(
+                lambda x: jnp.einsum("hij,hj->hi", a, x),
+                b,
+                max_steps=3 * N,
+                tolerance=1e-9,
+                floor=jnp.asarray([[0.0], [0.0], [0.5], [0.0]]),
+                preconditioner_fn=lambda r: scale * r,
+                num_batch_axes=1,
+                is_unrolled=is_unrolled,
+            )
+
+        found = [jax.jit(run, static_argnums=1)(b, way) for way in (False, True)]
+        slope = jax.grad(lambda b: jnp.sum(run(b, True)[0][1]))(b)
+        slope, (x, info), (other, twin) = jax.tree.map(np.asarray, (slope, *found))
+    np.testing.assert_allclose(x, other, rtol=1e-10, atol=1e-12)
+    assert info.num_steps == twin.num_steps < 3 * N
+    assert info.residual.shape == (4, 1)
+    assert np.all(info.status == Status.CONVERGED)
+    rest = np.linalg.norm(np.einsum("hij,hj->hi", stack, x) - sides, axis=1)
+    assert np.all(rest[[0, 1, 3]] <= 2e-9 * np.linalg.norm(sides, axis=1)[[0, 1, 3]])
+    assert 1e-3 < rest[2] <= 0.5
+    assert x[3, 0] == 0
+    np.testing.assert_allclose(slope[1], np.linalg.solve(stack[1], np.ones(N)), 1e-6)
+    np.testing.assert_array_equal(slope[[0, 2, 3]], 0)
+
+
+def test_steps_end_by_a_norm_of_what_the_product_makes_anyway():
+    half, b = draw(N, N), draw(N)
+    seen = []
+    with x64(True):
+
+        def first(x):
+            seen.append(x)
+            return half.T @ x
+
+        x, info = linalg.cg_steps(
+            lambda x, s: half @ s + x,
+            jnp.asarray(b),
+            max_steps=10 * N,
+            floor=1e-5,
+            seen_fn=first,
+            norm_fn=lambda r, z, s: jnp.sqrt(jnp.sum(s**2)),
+        )
+        x, info = jax.tree.map(np.asarray, (x, info))
+    r = b - half @ (half.T @ x) - x
+    assert info.status == Status.CONVERGED
+    np.testing.assert_allclose(info.residual, np.linalg.norm(half.T @ r), rtol=1e-3)
+    assert 1e-8 < info.residual <= 1e-5
+    assert len(seen) == 2  # of b, and in the loop: one a step
+
+
+def test_a_direction_without_curvature_ends_the_steps():
+    for is_unrolled in (False, True):
+        x, info = linalg.cg_steps(
+            lambda x: 0 * x, jnp.ones(3), max_steps=5, is_unrolled=is_unrolled
+        )
+        np.testing.assert_array_equal(x, 0)
+        assert (info.status, info.num_steps) == (Status.DIVERGED, 1)
+
+
+def test_a_solve_is_judged_by_what_it_leaves():
+    sizes = jnp.asarray([0.0, 1.0, 1.5, np.inf, np.nan])
+    found = linalg.judge(sizes, jnp.asarray(1.0)).tolist()
+    done, cut, lost = Status.CONVERGED, Status.MAX_STEPS, Status.DIVERGED
+    assert found == [done, done, cut, lost, lost]
+
+
+def test_refinement_keeps_the_best():
+    a, b = matrix(True), draw(N)
+    rough = np.linalg.inv(a + 0.05 * np.eye(N))
+    with x64(True):
+
+        def run(scale, **settings):
+            return linalg.refine(
+                lambda x: a @ x,
+                lambda r: (scale * rough @ r, 2),
+                jnp.asarray(b),
+                **settings,
+            )
+
+        found = (
+            run(1.0, max_steps=60),
+            run(1.0, max_steps=60, target=1e-3),
+            run(1.0, max_steps=2),
+            run(-1.0, max_steps=60),
+        )
+        found = jax.tree.map(np.asarray, found)
+    (x, num_steps), (few, num_few), (cut, num_cut), (worse, num_worse) = found
+    assert residual(a, x, b) < 1e-13
+    assert 1e-13 < residual(a, few, b) * np.linalg.norm(b) <= 1e-3
+    assert num_cut == 4 < num_few < num_steps < 120
+    assert residual(a, cut, b) > residual(a, few, b)
+    np.testing.assert_array_equal(worse, 0)
+    assert num_worse == 2
+
+
 @pytest.mark.misuse
 def test_misuse_is_named():
     b = jnp.ones(N)
@@ -199,13 +306,19 @@ def test_misuse_is_named():
             fn(b, preconditioner_fn=lambda x: x[1:])
         with pytest.raises(ValueError, match=r"`matvec_fn` must return float32.*int32"):
             method(lambda x: x.astype(int), b, tolerance=1e-5, max_steps=3)
-        with pytest.raises(ValueError, match="`tolerance` must be >= 0, got -1"):
+        with pytest.raises(ValueError, match=r"`tolerance` must be >= 0 .*, got -1"):
             fn(b, tolerance=-1)
         for bad in (0, 2.0):
             with pytest.raises(ValueError, match=f"`max_steps` must .*, got {bad}"):
                 fn(b, max_steps=bad)
     with pytest.raises(ValueError, match="`restart` must be an integer >= 1, got 0"):
         fn(b, restart=0)
+    with pytest.raises(ValueError, match=r"`max_steps` must .*, got 2\.5"):
+        linalg.cg_steps(lambda x: x, b, max_steps=2.5)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"`num_batch_axes` must be in 0\.\.1, got 2"):
+        linalg.cg_steps(lambda x: x, b, max_steps=2, num_batch_axes=2)
+    with pytest.raises(ValueError, match=r"`max_steps` must .*, got True"):
+        linalg.refine(lambda x: x, lambda r: (r, 1), b, max_steps=True)
 
 
 @pytest.mark.parametrize("method", [linalg.cg, linalg.gmres])

@@ -295,11 +295,24 @@ def test_types_follow_the_factors():
     assert linalg.kron_eigh([np.eye(3, dtype=int)]).spectrum.dtype == jnp.float32
 
 
+def test_outer_products_of_all_axes_or_of_all_but_one():
+    a, b, c = np.arange(1.0, 3), np.arange(1.0, 4), np.arange(1.0, 5)
+    want = np.einsum("i,j,k->ijk", a, b, c)
+    np.testing.assert_array_equal(linalg.outer_product([a, b, c]), want)
+    for without in (1, np.int64(-2)):
+        found = linalg.outer_product([a, b, c], without=without)
+        np.testing.assert_array_equal(found, want[:, :1])
+    with pytest.raises(
+        ValueError, match=r"`without` must be an .* in -3\.\.2, got 1\.0"
+    ):
+        linalg.outer_product([a, b, c], without=1.0)  # pyright: ignore
+
+
 @pytest.mark.misuse
 def test_misuse_is_named():
     fn: Any = linalg.kron_gaussian
     k, y = np.eye(3), np.ones((3, 3))
-    with pytest.raises(ValueError, match=r"`axis` must be an axis of .*, got 2"):
+    with pytest.raises(ValueError, match=r"`axis` must be in -2\.\.1, got 2"):
         linalg.mode_product(k, y, 2)
     with pytest.raises(ValueError, match=r"`k` must have shape \(m, 3\) .* \(3, 4\)"):
         linalg.mode_product(np.ones((3, 4)), y, 0)

@@ -199,12 +199,39 @@ def test_misuse_is_named():
         decompose(a, jnp.ones(4), 5)
     with pytest.raises(ValueError, match=r"`start` must be a vector.*\(4, 4\)"):
         decompose(a, a, 2)
+    with pytest.raises(
+        ValueError, match=r"`num_steps` must be an .* in 1\.\.4, got 2.0"
+    ):
+        decompose(a, jnp.ones(4), 2.0)
     for settings, text in (
-        ({"num_samples": 0}, r"`num_samples` must be at least 1, got 0"),
+        ({"num_samples": 0}, r"`num_samples` must be an integer >= 1, got 0"),
+        ({"num_samples": 2.5}, r"`num_samples` must be an integer >= 1, got 2.5"),
         ({"num_samples": 1}, r"2 draws or more, got 1"),
-        ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
+        ({"batch_size": 0}, r"`batch_size` must be an integer >= 1, got 0"),
+        ({"batch_size": 2.0}, r"`batch_size` must be an integer >= 1, got 2.0"),
+        ({"size": 4.0}, r"`size` must be an integer >= 1, got 4.0"),
     ):
         with pytest.raises(ValueError, match=text):
-            linalg.stochastic_trace(key, lambda x: x, 4, **settings)
-    with pytest.raises(ValueError, match=r"`num_probes` must be at least 1, got 0"):
+            linalg.stochastic_trace(key, lambda x: x, **{"size": 4, **settings})
+    with pytest.raises(
+        ValueError, match=r"`num_probes` must be an integer >= 1, got 0"
+    ):
         linalg.stochastic_lanczos(key, lambda x: x, 4, num_probes=0, num_steps=2)
+
+
+def test_integers_of_numpy_are_counts():
+    key, two = jr.key(0), np.int64(2)
+    settings = {"num_probes": two, "num_steps": two, "batch_size": two}
+    density = linalg.stochastic_lanczos(key, lambda x: 3 * x, two, **settings)
+    trace, _ = linalg.quadrature_trace(jnp.log, density, two)
+    np.testing.assert_allclose(trace, 2 * np.log(3), rtol=1e-6)
+    trace, _ = linalg.stochastic_trace(key, lambda x: 3 * x, two, num_samples=two)
+    np.testing.assert_allclose(trace, 6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 9])
+def test_draws_are_those_of_the_split_keys(batch_size):
+    key = jr.key(4)
+    found = linalg.map_draws(lambda key: jr.normal(key, (2,)), key, 5, "n", batch_size)
+    want = [jr.normal(k, (2,)) for k in jr.split(key, 5)]
+    np.testing.assert_allclose(found, want, rtol=1e-6)

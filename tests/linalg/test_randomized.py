@@ -76,3 +76,8 @@ def test_misuse_is_named():
         decompose(np.ones((40, 30)), 31)
     with pytest.raises(ValueError, match=r"`num_iterations`.*got -1"):
         decompose(np.ones((40, 30)), 3, num_iterations=-1)
+    for name in ("num_iterations", "num_extra"):
+        with pytest.raises(ValueError, match=f"`{name}` must be .* >= 0, got 2.5"):
+            decompose(np.ones((40, 30)), 3, **{name: 2.5})
+    with pytest.raises(ValueError, match=r"`rank` must be an .* in 1\.\.30, got 3.0"):
+        decompose(np.ones((40, 30)), 3.0)

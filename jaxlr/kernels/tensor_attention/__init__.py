@@ -47,21 +47,23 @@ def tensor_attention(
     Differentiable once, in both results.
 
     Args:
-        query: Already scaled.
+        query: The queries, already scaled.
         keys: An array a mode. The number of its heads divides Z: as many in a row share
             one.
-        values: Likewise.
+        values: An array a mode, as many and of the same shapes as `keys`.
         lengths: Positions of each mode that count.
         windows: `(left, right)` a mode: query i sees positions i - left..i + right;
             None is all on that side. Tiles outside are not visited. Static.
         is_ordered: Whether positions must not fall from mode to mode. Static.
         mask: Where scores count, an axis for each of Z, T and the modes, of its length
             or 1.
-        blocks: None: with XLA 16 queries, 8 positions and 256 of the last mode, but 128
-            queries for one mode, and fewer positions from four modes on; on a TPU 32,
-            128 and 512, of which it takes multiples of 16, 16 and 128; on a GPU 32 each
-            for float32 and 64 for bfloat16, and powers of two from 16. Static.
-        precision: Of products; a kernel makes those of bfloat16 as they are. Static.
+        blocks: Size of a tile of scores. None: with XLA 16 queries, 8 positions and 256
+            of the last mode, but 128 queries for one mode, and fewer positions from
+            four modes on; on a TPU 32, 128 and 512, of which it takes multiples of 16,
+            16 and 128; on a GPU 32 each for float32 and 64 for bfloat16, and powers of
+            two from 16. Static.
+        precision: Precision of products, as for `jnp.einsum`; a kernel makes those of
+            bfloat16 as they are. Static.
         implementation: `"xla"` anywhere; it repeats keys that heads share. `"pallas"`:
             kernels for two modes of float32 or bfloat16. On a TPU the gradient holds
             those of the keys and values of a head in VMEM. On a GPU, by Triton, it

@@ -23,7 +23,14 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlr.kernels.tensor_attention._plan import div, dot, Head, is_seen, TensorBlocks
+from jaxlr.kernels.tensor_attention._plan import (
+    check_two_modes,
+    div,
+    dot,
+    Head,
+    is_seen,
+    TensorBlocks,
+)
 
 
 _F32 = jnp.float32
@@ -37,12 +44,7 @@ def tiles(query, lens, blocks):
     Raises:
         ValueError: On other than two modes, or types or blocks that there are not.
     """
-    if len(lens) != 2:
-        raise ValueError(f"The kernel takes two modes, got {len(lens)}; use 'xla'.")
-    if query.dtype not in (_F32, jnp.bfloat16):
-        raise ValueError(
-            f"The kernel's `query` must be float32 or bfloat16, got {query.dtype}."
-        )
+    check_two_modes(query, len(lens))
     if blocks is None:
         # Full products of float32 are made in registers, which hold no more.
         size = 32 if query.dtype == _F32 else 64
@@ -121,7 +123,7 @@ def _float32(*shape):
 
 
 def _power(size):
-    """Of two, and no smaller."""
+    """The least power of two that is no smaller than the size."""
     return max(_LEAST, 1 << (size - 1).bit_length())
 
 
@@ -207,7 +209,7 @@ def _launch(plan, group, rows, saved, kernel, out_shape, size, *, name, num_prod
 
 
 class _Block(NamedTuple):
-    """Of rows.
+    """A block of rows.
 
     Attributes:
         at: Where they are.

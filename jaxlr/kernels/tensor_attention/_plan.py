@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 import numpy as np
 
+from jaxlr.core import checks
+
 
 Window: TypeAlias = tuple[int | None, int | None]
 
@@ -19,9 +21,12 @@ class TensorBlocks:
     """Sizes of a tile of scores.
 
     Attributes:
-        query: Queries.
-        outer: Positions of every mode but the last.
-        inner: Positions of the last mode.
+        query: Number of queries in it.
+        outer: Number of positions of every mode but the last.
+        inner: Number of positions of the last mode.
+
+    Raises:
+        ValueError: Unless all are integers of at least 1.
     """
 
     query: int = 16
@@ -29,12 +34,22 @@ class TensorBlocks:
     inner: int = 256
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"`{field.name}` must be an integer >= 1, got {value!r}."
-                )
+        for name in ("query", "outer", "inner"):
+            object.__setattr__(self, name, checks.count(name, getattr(self, name)))
+
+
+def check_two_modes(query: Float[Array, "Z T d"], num_modes: int) -> None:
+    """What kernels take.
+
+    Raises:
+        ValueError: On other than two modes, or another type than theirs.
+    """
+    if num_modes != 2:
+        raise ValueError(f"The kernel takes two modes, got {num_modes}; use 'xla'.")
+    if query.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(
+            f"The kernel's `query` must be float32 or bfloat16, got {query.dtype}."
+        )
 
 
 class Options(NamedTuple):

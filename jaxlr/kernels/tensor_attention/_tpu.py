@@ -16,8 +16,15 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlr.kernels._common import LANE, round_up, SUBLANE, VMEM_MOST, VMEM_SPARE
-from jaxlr.kernels.tensor_attention._plan import div, dot, is_seen, Plan, TensorBlocks
+from jaxlr.kernels._common import LANE, round_up, SUBLANE, vmem_params
+from jaxlr.kernels.tensor_attention._plan import (
+    check_two_modes,
+    div,
+    dot,
+    is_seen,
+    Plan,
+    TensorBlocks,
+)
 
 
 _F32 = jnp.float32
@@ -49,12 +56,7 @@ def tiles(query, lens, blocks):
     Raises:
         ValueError: If there are not two modes, or types or `blocks` are others.
     """
-    if len(lens) != 2:
-        raise ValueError(f"The kernel takes two modes, got {len(lens)}; use 'xla'.")
-    if query.dtype not in (_F32, jnp.bfloat16):
-        raise ValueError(
-            f"The kernel's `query` must be float32 or bfloat16, got {query.dtype}."
-        )
+    check_two_modes(query, len(lens))
     blocks = TensorBlocks(32, 128, 512) if blocks is None else blocks
     if blocks.query % _ROWS or blocks.outer % _ROWS or blocks.inner % LANE:
         raise ValueError(
@@ -142,13 +144,12 @@ def _launch(
     scratch = sum(_num_bytes(x.shape) for x in scratch_shapes)
     values = _num_bytes((rows, plan.sizes[1])) + _num_bytes((rows, features))
     vmem = blocks + scratch + 2 * num_products * values
-    if vmem > VMEM_MOST:
-        raise ValueError(
-            f"Tiles of {plan.num_queries} queries and {plan.sizes} positions, of "
-            f"{list(static.lens)} with {features} features, need "
-            f"{vmem / 2**20:.0f} MiB of VMEM, of {VMEM_MOST // 2**20} that the kernel "
-            "may take; use smaller `blocks`, or 'xla'."
-        )
+    params = vmem_params(
+        vmem,
+        f"Tiles of {plan.num_queries} queries and {plan.sizes} positions, of "
+        f"{list(static.lens)} with {features} features, need",
+        "use smaller `blocks`, or 'xla'",
+    )
     steps = math.prod(grid) * plan.num_queries * math.prod(plan.sizes)
     return pl.pallas_call(
         ft.partial(kernel, static),
@@ -156,7 +157,7 @@ def _launch(
         in_specs=specs,
         out_specs=out_specs,
         scratch_shapes=scratch_shapes,
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + VMEM_SPARE),
+        compiler_params=params,
         cost_estimate=pl.CostEstimate(
             flops=2 * num_products * features * steps,
             bytes_accessed=sum(x.nbytes for x in operands),
@@ -221,13 +222,13 @@ def _reach(plan, length, mode, i):
 
 
 def _tile(plan, length, mode, i, step):
-    """Of a step; at steps that see nothing, one that is there already."""
+    """The tile of a step; at steps that see nothing, one that is there already."""
     first, last = _reach(plan, length, mode, i)
     return jnp.clip(first + step, 0, last)
 
 
 def _most_seen(plan, length, mode):
-    """Of tiles, by any tile of queries."""
+    """The largest number of tiles that a tile of queries sees."""
     size, (left, right) = plan.sizes[mode], plan.windows[mode]
     num = length // size
     if left is None or right is None:

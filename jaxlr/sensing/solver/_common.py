@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
@@ -117,36 +116,3 @@ def alternating(
         return FactorState(f, g), info
 
     return Solver(spectral_start(problem, num_columns, num_active), step)
-
-
-def conjugate_gradients(
-    matvec_fn, b, *, num_steps, dot_fn, tolerance, floor=0.0, precondition_fn=None
-):
-    """Preconditioned conjugate gradients for H x = b from x = 0.
-
-    H positive semi-definite, b in its range. Many systems at once where `dot_fn`
-    returns one product a system, of a shape that broadcasts against x. A system stops
-    where the preconditioned square of its residual has fallen by `tolerance`, or to
-    `floor`, what rounding of b alone makes it: beyond, the recurrence means nothing,
-    and diverges along the kernel of H.
-    """
-    precondition_fn = precondition_fn or (lambda r: r)
-
-    def quotient(a, b, is_valid):
-        return jnp.where(is_valid, a / jnp.where(is_valid, b, 1), 0)
-
-    def step(carry, _):
-        x, r, p, rho = carry
-        hp = matvec_fn(p)
-        curvature = dot_fn(p, hp)
-        size = quotient(rho, curvature, (curvature > 0) & (rho > least))
-        x, r = x + size * p, r - size * hp
-        z = precondition_fn(r)
-        rho, previous = dot_fn(r, z), rho
-        return (x, r, z + quotient(rho, previous, previous > 0) * p, rho), None
-
-    z = precondition_fn(b)
-    start = dot_fn(b, z)
-    least = jnp.maximum(tolerance * start, floor)
-    carry = jnp.zeros_like(b), b, z, start
-    return jax.lax.scan(step, carry, length=num_steps)[0][0]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxlr.core import checks, Count, Hyper, Solver
+from jaxlr.linalg import cg_steps
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
 from jaxlr.sensing.solver._descent import FactorInfo, FactorState
@@ -76,16 +77,15 @@ def gauss_newton(
             return pull_back(operator.apply_factors(left, right)) + damping * d
 
         # A gap that stays, of noise, leaves rounding where its pull-back should vanish.
-        eps = 10 * jnp.finfo(y.dtype).eps
+        eps = float(jnp.finfo(y.dtype).eps)
         squares = operator.total(jnp.sum(gap**2)) * operator.isotropy
-        floor = eps**2 * squares * (jnp.sum(f**2) + jnp.sum(g**2))
-        change = _common.conjugate_gradients(
+        change, _ = cg_steps(
             apply_normal,
             -pull_back(gap),
-            num_steps=num_cg_steps,
-            dot_fn=lambda a, b: jnp.sum(a * b),
-            tolerance=jnp.finfo(y.dtype).eps ** 1.5,
-            floor=floor,
+            max_steps=num_cg_steps,
+            tolerance=eps**0.75,
+            floor=10 * eps * jnp.sqrt(squares * (jnp.sum(f**2) + jnp.sum(g**2))),
+            is_unrolled=True,
         )
         info = _common.damped_info(problem, f, g, gap, 0.0)
         return FactorState(f + change[:n1], g + change[n1:]), info

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from jaxlr.core import checks, Count, Hyper, Solver
+from jaxlr.linalg import cg_steps
 from jaxlr.sensing.problem import SensingProblem
 from jaxlr.sensing.solver import _common
 
@@ -86,15 +87,18 @@ def alternating_sketched(
                 fit = operator.apply_factors(p, g)
                 return operator.adjoint_matmul(fit, g) + damping * p
 
-            return _common.conjugate_gradients(
+            change, _ = cg_steps(
                 apply_grams,
                 downhill,
-                num_steps=num_inner,
-                dot_fn=lambda a, b: jnp.sum(a * b, axis=1, keepdims=True),
-                precondition_fn=_sketch(key, operator, places, g, damping, size),
+                max_steps=num_inner,
                 # Well above rounding: eps^2, over the ridge in directions left open.
-                tolerance=jnp.finfo(downhill.dtype).eps,
+                tolerance=float(jnp.finfo(downhill.dtype).eps) ** 0.5,
+                preconditioner_fn=_sketch(key, operator, places, g, damping, size),
+                norm_fn=lambda r, z: jnp.sqrt(jnp.sum(r * z, axis=1, keepdims=True)),
+                num_batch_axes=1,
+                is_unrolled=True,
             )
+            return change
 
         return solve
 
