@@ -275,7 +275,7 @@ EXPERIMENT = Experiment(
     smoke={
         "axes": {"kind": ("bounded", "polynomial"), "learning_rate": (3e-2,)},
         "num_seeds": 1,
-        "hparams": HParams(num_epochs=10),
+        "hparams": HParams(num_epochs=5),
     },
     claims=claims,
     figure=figure,
