@@ -26,6 +26,7 @@ References:
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
@@ -152,6 +153,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         kernels = [covariance.Scaled(at["variance"], years), weeks]
         return gp.GridGP(kernels, grid, at["noise"] + FLOOR, seen)
 
+    @jax.jit  # traced once, for the search along lines too
     def loss(logs):
         return -process(logs).log_marginal_likelihood(y) / seen.sum()
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 import optax
 
 from jaxlr.core import checks, loop
-from jaxlr.core.batching import one_by_one
+from jaxlr.core.batching import one_by_one, vmap
 from jaxlr.core.optimizer import from_optax, OptaxState
 from jaxlr.core.types import Hyper, Solver
 
@@ -71,7 +71,7 @@ def multistart(solve: Callable[[Any], Minimum], starts: PyTree) -> Fitted:
             "`starts` must have an axis of r >= 1 starts in front of every parameter, "
             f"got shapes {shapes}."
         )
-    params, losses, num_steps, status = jax.vmap(one_by_one(solve))(starts)
+    params, losses, num_steps, status = vmap(one_by_one(solve), (0,))(starts)
     best = jnp.argmin(losses)
     params = jax.tree.map(lambda x: x[best], params)
     return Fitted(params, losses[best], losses, num_steps, status)
