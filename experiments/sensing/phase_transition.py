@@ -56,7 +56,7 @@ class HParams(eqx.Module):
     """Solver: gauss_newton or scaled_gd."""
     num_measurements: Hyper = 160.0
     """Number of measurements m, of those drawn."""
-    rank: Hyper = 2.0
+    rank: Hyper = 2
     """Rank r of the truth, and number of columns of the factors in use."""
     tolerance: Hyper = 1e-3
     """Relative error at which the matrix counts as recovered [1]."""
@@ -291,7 +291,7 @@ def _axes(kinds, counts, ranks):
     return (
         Axis(("ensemble", "method"), kinds),
         Axis("num_measurements", tuple(map(float, counts))),
-        Axis("rank", tuple(map(float, ranks))),
+        Axis("rank", tuple(ranks)),
     )
 
 
