@@ -246,10 +246,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Test accuracy over epochs, and at the end."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    over_epochs, ends = page.subplots(1, 2)
+    page, (over_epochs, ends) = lab.panels(1, 2, size=(11, 4.4))
     curves = networks.by_epoch(results, first=1)["accuracy"]
     kinds, rates = results["kind"].values, chosen(results)["learning_rate"].values
     for i, (kind, rate) in enumerate(zip(kinds, rates, strict=True)):
@@ -278,7 +275,7 @@ EXPERIMENT = Experiment(
     smoke={
         "axes": {"kind": ("bounded", "polynomial"), "learning_rate": (3e-2,)},
         "num_seeds": 1,
-        "hparams": HParams(num_epochs=10),
+        "hparams": HParams(num_epochs=5),
     },
     claims=claims,
     figure=figure,

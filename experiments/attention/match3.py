@@ -112,10 +112,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Accuracy and shares over N."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = page.subplots()
+    page, (axes,) = lab.panels(size=(6.4, 4.4))
     for i, sharpness in enumerate(SHARPNESSES):
         cell = lab.select(results, sharpness=sharpness).squeeze("sharpness")
         label = f"accuracy, {sharpness:g} of the sharpness"

@@ -244,10 +244,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Over rounds, at the chosen learning rates; over all of them, at the end."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    over_rounds, over_rates = page.subplots(1, 2, sharey=True)
+    page, (over_rounds, over_rates) = lab.panels(1, 2, sharey=True, size=(11, 4.4))
     rounds = np.arange(results.sizes["step"]) + 1
     curves = results.assign_coords(round=("step", rounds))["auc"]
     names, rates = chosen(results)["architecture"], chosen(results)["learning_rate"]

@@ -240,10 +240,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Flops and memory over the length."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = page.subplots(1, 2)
+    page, panels = lab.panels(1, 2, size=(11, 4.6))
     n = results["num_positions"].values
     products = _products(results)
     forms = zip(*(results[field].values for field in FIELDS), strict=True)

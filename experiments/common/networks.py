@@ -148,10 +148,7 @@ def flatness_figure(results, title: str, plain: str):
     Returns:
         The page, and its two axes.
     """
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(12, 4.6), layout="constrained")
-    over_epochs, ends = page.subplots(1, 2)
+    page, (over_epochs, ends) = lab.panels(1, 2, size=(12, 4.6))
     for i, color in zip(range(results.sizes[FLATNESS_DIM]), _COLORS, strict=False):
         cell = by_epoch(results).isel({FLATNESS_DIM: i})
         shards, rho = cell["num_shards"].item(), cell["rho"].item()

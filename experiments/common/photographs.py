@@ -9,15 +9,15 @@ from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from jaxlr import sensing
-from jaxlr.core import Solver
+from jaxlr.core import Solver, tree
 
 
 class Kept(NamedTuple):
     """Where a solver is, and the best of the images that it came by.
 
     Attributes:
-        state: The solver's own.
-        image: That of the least error, of all states before this one.
+        state: State of the solver.
+        image: Image of the least error, of all states before this one.
         error: Its error; infinite before the first step.
     """
 
@@ -75,9 +75,9 @@ def keep_best(
     def step(key, kept):
         image = image_fn(kept.state)
         error = error_fn(image)
-        best = jnp.where(error < kept.error, image, kept.image)
+        best = tree.select(error < kept.error, (image, error), kept[1:])  # no NaN
         state, info = solver.step(key, kept.state)
-        return Kept(state, best, jnp.minimum(error, kept.error)), info
+        return Kept(state, *best), info
 
     return Solver(init, step)
 

@@ -29,7 +29,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import covariance, gp, linalg
+from jaxlr import covariance, gp, lab, linalg
 from jaxlr.core import Claim, Experiment, Hyper, lbfgs, multistart
 
 
@@ -148,10 +148,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Likelihoods of all starts, in order; success over their number."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    ends, shares = page.subplots(1, 2)
+    page, (ends, shares) = lab.panels(1, 2, size=(11, 4.4))
     final = results["final"].transpose("noise", "seed", "start").values
     ranks = np.arange(1, final.shape[-1] + 1)
     success = np.array([_success(results, int(num)) for num in ranks])

@@ -260,11 +260,10 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """A heat map for each ensemble and method; the line is m = r (n1 + n2 - r)."""
-    from matplotlib.figure import Figure
-
     kinds = list(zip(results["ensemble"].values, results["method"].values, strict=True))
-    page = Figure(figsize=(3.4 * len(kinds) + 1, 4.6), layout="constrained")
-    axes = page.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    page, axes = lab.panels(
+        1, len(kinds), sharey=True, size=(3.4 * len(kinds) + 1, 4.6)
+    )
     counts, ranks = results["num_measurements"].values, results["rank"].values
     freedom = counts[:, None] / _oversampling(results)
     edges = [

@@ -192,15 +192,14 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Imbalance over steps, a panel a setting, the predicted decay dashed."""
-    from matplotlib.figure import Figure
-
     settings = [
         (k, m)
         for m in results["num_measurements"].values
         for k in results["num_columns"].values
     ]
-    page = Figure(figsize=(max(4.2 * len(settings), 6.4), 4.2), layout="constrained")
-    axes = page.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    page, axes = lab.panels(
+        1, len(settings), sharey=True, size=(max(4.2 * len(settings), 6.4), 4.2)
+    )
     steps = results["step"].values
     for axis, (k, m) in zip(axes, settings, strict=True):
         for method, color in zip(METHODS, _COLORS, strict=True):

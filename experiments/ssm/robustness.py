@@ -188,10 +188,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Gains, and accuracy at every amplitude, over the frequency of the noise."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(13, 4.4), layout="constrained")
-    gains, *noisy = page.subplots(1, 3)
+    page, (gains, *noisy) = lab.panels(1, 3, size=(13, 4.4))
     for start, color, name in (
         ("s4d", "#D55E00", "S4D-LegS"),
         ("ptd", "#0072B2", "PTD, t = 1/2"),

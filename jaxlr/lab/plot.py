@@ -43,6 +43,32 @@ def draw_seeds(
     )
 
 
+def panels(
+    num_rows: int = 1,
+    num_columns: int = 1,
+    *,
+    size: tuple[float, float],
+    sharey: bool = False,
+) -> tuple["Figure", np.ndarray]:
+    """A page of panels, laid out so that nothing overlaps.
+
+    Args:
+        num_rows: Number of panels above one another.
+        num_columns: Number of panels beside one another.
+        size: Width and height of the page [inch].
+        sharey: Whether all panels have one vertical axis.
+
+    Returns:
+        The page and Matplotlib's axes: `num_columns` of them for one row, else an array
+        of rows.
+    """
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=size, layout="constrained")
+    axes = page.subplots(num_rows, num_columns, sharey=sharey, squeeze=False)
+    return page, axes[0] if num_rows == 1 else axes
+
+
 def default_figure(results: "xr.Dataset") -> "Figure":
     """One panel a metric: median over seeds, with the 10 % to 90 % band.
 
