@@ -115,7 +115,7 @@ def from_optax(
             uphill, state.opt_state, params, value=loss, grad=grad, value_fn=value_fn
         )
         after = eqx.apply_updates(state.params, updates)
-        info = OptaxInfo(loss, optax.tree.norm(grad))
+        info = OptaxInfo(jnp.asarray(loss), optax.tree.norm(grad))
         return OptaxState(after, opt_state, state.step + 1), info
 
     return Solver(init, step)
