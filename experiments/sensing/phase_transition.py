@@ -262,7 +262,7 @@ def figure(results):
     """A heat map for each ensemble and method; the line is m = r (n1 + n2 - r)."""
     kinds = list(zip(results["ensemble"].values, results["method"].values, strict=True))
     page, axes = lab.panels(
-        1, len(kinds), sharey=True, size=(3.4 * len(kinds) + 1, 4.6)
+        1, len(kinds), has_shared_y=True, size=(3.4 * len(kinds) + 1, 4.6)
     )
     counts, ranks = results["num_measurements"].values, results["rank"].values
     freedom = counts[:, None] / _oversampling(results)
