@@ -82,7 +82,7 @@ class HParams(eqx.Module):
 
 
 class Metrics(eqx.Module):
-    """After each epoch, and at the end."""
+    """Over epochs, the training loss before each, the rest after it; and at the end."""
 
     loss: Float[Array, " step"]
     """Training loss on the first batch, before the epoch [nat]."""

@@ -244,7 +244,9 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Over rounds, at the chosen learning rates; over all of them, at the end."""
-    page, (over_rounds, over_rates) = lab.panels(1, 2, sharey=True, size=(11, 4.4))
+    page, (over_rounds, over_rates) = lab.panels(
+        1, 2, has_shared_y=True, size=(11, 4.4)
+    )
     rounds = np.arange(results.sizes["step"]) + 1
     curves = results.assign_coords(round=("step", rounds))["auc"]
     names, rates = chosen(results)["architecture"], chosen(results)["learning_rate"]

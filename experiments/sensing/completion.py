@@ -125,7 +125,7 @@ def figure(results):
     shares = results["percent"].values
     settings = lab.hparams(results)
     page, panels = lab.panels(
-        1, len(shares), sharey=True, size=(3.6 * len(shares) + 1, 3.6)
+        1, len(shares), has_shared_y=True, size=(3.6 * len(shares) + 1, 3.6)
     )
     for axis, share in zip(panels, shares, strict=True):
         for num_inner in results["num_inner"].values:

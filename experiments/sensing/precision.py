@@ -185,7 +185,7 @@ def figure(results):
     """Error against steps, a panel for each ensemble, a color for each precision."""
     ensembles = results["ensemble"].values
     page, axes = lab.panels(
-        1, len(ensembles), sharey=True, size=(5.2 * len(ensembles), 4.4)
+        1, len(ensembles), has_shared_y=True, size=(5.2 * len(ensembles), 4.4)
     )
     for axis, ensemble in zip(axes, ensembles, strict=True):
         cells = results.sel(ensemble=ensemble)

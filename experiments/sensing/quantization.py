@@ -151,7 +151,9 @@ def claims(results) -> list[Claim]:
 def figure(results):
     """Final error against levels, a panel for each noise, beside the formula."""
     noises = results["noise"].values
-    page, axes = lab.panels(1, len(noises), sharey=True, size=(4.8 * len(noises), 4.2))
+    page, axes = lab.panels(
+        1, len(noises), has_shared_y=True, size=(4.8 * len(noises), 4.2)
+    )
     levels = results["num_levels"].values
     for axis, noise in zip(axes, noises, strict=True):
         cells = results.sel(noise=noise).isel(step=-1)

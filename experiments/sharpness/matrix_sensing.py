@@ -198,7 +198,7 @@ def figure(results):
         for k in results["num_columns"].values
     ]
     page, axes = lab.panels(
-        1, len(settings), sharey=True, size=(max(4.2 * len(settings), 6.4), 4.2)
+        1, len(settings), has_shared_y=True, size=(max(4.2 * len(settings), 6.4), 4.2)
     )
     steps = results["step"].values
     for axis, (k, m) in zip(axes, settings, strict=True):

@@ -1,6 +1,7 @@
 """Small problems minimized by quasi-Newton steps, from many starts."""
 
 from collections.abc import Callable
+import functools as ft
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -54,8 +55,9 @@ def multistart(solve: Callable[[Any], Minimum], starts: PyTree) -> Fitted:
     """The least of the minima that are found from r starts, in one program.
 
     Runs that ended or became infinite do not move any more, and do not disturb the
-    others. On a CPU they go one after the other, also under `vmap`; elsewhere in
-    lockstep, where all wait for the longest line search of any.
+    others. On a CPU they go one after the other, the searches of `lbfgs` also under
+    `vmap`; elsewhere in lockstep, where all wait for the longest line search of any.
+    Differentiable as `solve` is.
 
     Args:
         solve: `solve(start) -> Minimum`, such as `lbfgs(loss_fn)`.
@@ -71,7 +73,11 @@ def multistart(solve: Callable[[Any], Minimum], starts: PyTree) -> Fitted:
             "`starts` must have an axis of r >= 1 starts in front of every parameter, "
             f"got shapes {shapes}."
         )
-    params, losses, num_steps, status = vmap(one_by_one(solve), (0,))(starts)
+    run = vmap(solve, (0,))
+    if shapes[0][0] > 1:
+        serial = ft.partial(jax.lax.map, solve)
+        run = ft.partial(jax.lax.platform_dependent, cpu=serial, default=run)
+    params, losses, num_steps, status = run(starts)
     best = jnp.argmin(losses)
     params = jax.tree.map(lambda x: x[best], params)
     return Fitted(params, losses[best], losses, num_steps, status)
@@ -171,7 +177,7 @@ def lbfgs(
         closed = eqx.filter_closure_convert(search, start)
         arrays, static = eqx.partition((closed, start), eqx.is_array)
         constant, start = eqx.combine(jax.lax.stop_gradient(arrays), static)
-        params, num_steps, status = constant(start)
+        params, num_steps, status = one_by_one(constant)(start)
         loss = loss_fn(params)
         loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)
         return Minimum(params, loss, num_steps, status)

@@ -146,6 +146,12 @@ class Lane:
         """Shapes and dtypes of a packed carry; None for a closed run."""
         return None if self.carry is None else self.carry.pack()
 
+    @property
+    def state_names(self) -> list[str]:
+        """Names of the arrays of a packed carry: what each is, and of what."""
+        paths = jax.tree_util.tree_flatten_with_path(self.carry)[0]
+        return [f"carry{jax.tree_util.keystr(path)}" for path, _ in paths]
+
     def unpack(self, leaves: Sequence[Any]) -> Carry:
         """The carry whose `pack` these are, whatever axes are in front of them."""
         return jax.tree.unflatten(jax.tree.structure(self.carry), leaves)

@@ -6,6 +6,8 @@ import warnings
 
 import numpy as np
 
+from jaxlr.core import checks
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +50,7 @@ def panels(
     num_columns: int = 1,
     *,
     size: tuple[float, float],
-    sharey: bool = False,
+    has_shared_y: bool = False,
 ) -> tuple["Figure", np.ndarray]:
     """A page of panels, laid out so that nothing overlaps.
 
@@ -56,16 +58,21 @@ def panels(
         num_rows: Number of panels above one another.
         num_columns: Number of panels beside one another.
         size: Width and height of the page [inch].
-        sharey: Whether all panels have one vertical axis.
+        has_shared_y: Whether all panels have one vertical axis.
 
     Returns:
         The page and Matplotlib's axes: `num_columns` of them for one row, else an array
         of rows.
+
+    Raises:
+        ValueError: If a number of panels is not an integer >= 1.
     """
     from matplotlib.figure import Figure
 
+    num_rows = checks.count("num_rows", num_rows)
+    num_columns = checks.count("num_columns", num_columns)
     page = Figure(figsize=size, layout="constrained")
-    axes = page.subplots(num_rows, num_columns, sharey=sharey, squeeze=False)
+    axes = page.subplots(num_rows, num_columns, sharey=has_shared_y, squeeze=False)
     return page, axes[0] if num_rows == 1 else axes
 
 

@@ -339,3 +339,19 @@ def test_no_data_train_nothing():
         )
         found = train(problem, covariance.SquaredExponential(0.3), max_evaluations=10)
     np.testing.assert_allclose(found.kernels[0].lengthscale, 0.3)
+
+
+@pytest.mark.slow
+def test_with_several_starts_the_source_has_derivatives_too():
+    x = np.linspace(0, 1, 12)
+
+    def total(scale):
+        problem = pde.manufactured(
+            lambda u: u(2), lambda x: scale * jnp.sin(3 * x), (x,)
+        )
+        starts = [covariance.Matern(0.3), covariance.Matern(0.6)]
+        found = pde.collocation_solve(problem, [starts], max_evaluations=12)
+        return jnp.sum(found.solution)
+
+    with x64(True):
+        np.testing.assert_allclose(jax.grad(total)(1.5), total(1.0), rtol=1e-3)
