@@ -128,7 +128,13 @@ EXPERIMENT = Experiment(
     smoke={
         "axes": {"start": ("legs", "real")},
         "num_seeds": 1,
-        "hparams": HParams(num_features=32),
+        "hparams": HParams(
+            num_features=32,
+            num_epochs=8,
+            batch_size=32,
+            learning_rate=1e-2,
+            system_learning_rate=4e-3,
+        ),
     },
     claims=claims,
     figure=figure,
