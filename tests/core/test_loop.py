@@ -165,15 +165,18 @@ def bits(x):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(x)]
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        *itertools.product(("run", "watched run", "segments"), (1, 2, 3)),
+        ("run_until", 1),
+    ],
+)
 def test_a_run_cut_anywhere_is_the_whole_run(name, every):
     """Every piece from the whole run's state leads to its state, and has its rows.
 
     So, by induction, has every partition.
     """
-    if name == "run_until" and every > 1:
-        pytest.skip("run_until keeps no rows")
     piece = PIECES[name](every)
     start = None if name == "segments" else initial()
     states, rows = [start], []
@@ -365,8 +368,13 @@ def test_both_loops_have_the_gradient_of_the_unrolled_one():
     def bounded(key, solver):
         return loop.run_until(key, solver, 6, tolerance=0.0).state
 
+    def watched(key, solver):
+        state = loop.run(key, solver, 2)[0]
+        piece = {"first_step": 2, "every": 3, "state": state, "watch_fn": lambda x: x}
+        return loop.run(key, solver, 5, **piece)[1][1]  # before step 6
+
     want = jax.grad(lambda eta: final(unrolled, eta))(0.2)
-    for run in (scanned, bounded):
+    for run in (scanned, watched, bounded):
         got = jax.grad(lambda eta, run=run: final(run, eta))(0.2)
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
