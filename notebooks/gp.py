@@ -149,7 +149,7 @@ def run(key, hparams):
         jnp.ones(30),
         hparams.max_frequency * jnp.linspace(0, 1, 30),
     )
-    found = pde.collocation_solve(problem, kernel, num_evaluations=0)
+    found = pde.collocation_solve(problem, kernel, max_evaluations=0)
     return {"error": problem.error(found.solution)}
 
 

@@ -154,8 +154,19 @@ def test_run_is_pure(name):
     assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+def is_quick_to_lower(name):
+    """In 64-bit types an experiment is lowered to a TPU's for minutes."""
+    return name in SHOWN or "x64=True" not in find.names()[name].read_text()
+
+
 @pytest.mark.aot
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if is_quick_to_lower(name) else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 @pytest.mark.parametrize("target", ["v5e", pytest.param("v6e", marks=pytest.mark.slow)])
 def test_it_compiles_for_a_tpu(name, target):
     """The largest compile group, as `jaxlr compile --smoke` does."""

@@ -122,10 +122,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Errors over degrees, and over bounds."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    by_degree, by_bound = page.subplots(1, 2)
+    page, (by_degree, by_bound) = lab.panels(1, 2, size=(11, 4.4))
     results = results.assign_coords(degree=("degree", np.asarray(DEGREES)))
     for i, bound in enumerate(results["bound"].values):
         cell = lab.select(results, bound=float(bound)).squeeze("bound")["error"]

@@ -30,7 +30,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import attention
+from jaxlr import attention, lab
 from jaxlr.core import Claim, Experiment
 from jaxlr.lab import cost
 
@@ -137,10 +137,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Flops of the exact form over the polynomial's, and where they are equal."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    ratios, lengths = page.subplots(1, 2)
+    page, (ratios, lengths) = lab.panels(1, 2, size=(11, 4.4))
     n, exact, polynomial, crossover = (
         _table(results, name)
         for name in ("num_positions", "exact", "polynomial", "crossover")

@@ -82,7 +82,7 @@ class HParams(eqx.Module):
 
 
 class Metrics(eqx.Module):
-    """After each epoch, and at the end."""
+    """Over epochs, the training loss before each, the rest after it; and at the end."""
 
     loss: Float[Array, " step"]
     """Training loss on the first batch, before the epoch [nat]."""
@@ -102,7 +102,7 @@ class Bounded(eqx.Module):
     linear: eqx.nn.Linear
 
     def __call__(self, x: Float[Array, " H"]) -> Float[Array, " d"]:
-        """Of a row."""
+        """The projection of a row."""
         return jnp.tanh(self.linear(x))
 
 
@@ -116,7 +116,7 @@ class Network(eqx.Module):
     head: eqx.nn.Linear
 
     def __init__(self, key: Key[Array, ""], hparams: HParams):
-        """Drawn."""
+        """Draws all parameters."""
         modes, hidden, is_bounded, _ = KINDS[hparams.kind]
         embedding_key, places_key, block_key, head_key = jr.split(key, 4)
         size = hparams.num_features
@@ -136,7 +136,7 @@ class Network(eqx.Module):
         self.head = eqx.nn.Linear(size, 10, key=head_key)
 
     def __call__(self, x: Float[Array, "8 8"], options) -> Float[Array, "10"]:
-        """Of a digit, with these options of attention."""
+        """The logits of a digit, with these options of attention."""
         x = jax.vmap(self.embedding)(x) + self.places
         x = self.block(x, **options)
         return self.head(jnp.mean(jax.vmap(self.norm)(x), axis=0))
@@ -205,7 +205,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
 
 def chosen(results):
-    """Of every kind the learning rate that validation chooses, at the end."""
+    """The learning rate that validation chooses for every kind, at the end."""
     results = results.isel(step=-1)
     score = results["valid_loss"].mean("seed", skipna=False).fillna(np.inf)
     return results.isel(learning_rate=score.argmin("learning_rate"))
@@ -246,10 +246,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Test accuracy over epochs, and at the end."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    over_epochs, ends = page.subplots(1, 2)
+    page, (over_epochs, ends) = lab.panels(1, 2, size=(11, 4.4))
     curves = networks.by_epoch(results, first=1)["accuracy"]
     kinds, rates = results["kind"].values, chosen(results)["learning_rate"].values
     for i, (kind, rate) in enumerate(zip(kinds, rates, strict=True)):
@@ -278,7 +275,7 @@ EXPERIMENT = Experiment(
     smoke={
         "axes": {"kind": ("bounded", "polynomial"), "learning_rate": (3e-2,)},
         "num_seeds": 1,
-        "hparams": HParams(num_epochs=10),
+        "hparams": HParams(num_epochs=5),
     },
     claims=claims,
     figure=figure,

@@ -64,7 +64,7 @@ def is_matching(x: Int[Array, "B N"], modulus: int) -> Bool[Array, "B N"]:
 
 
 def outputs(x: Int[Array, "B N"], modulus: int, sharpness: Hyper):
-    """Of the head: (B, N)."""
+    """The outputs of the head, of shape (B, N)."""
     num_positions = x.shape[1]
     between = jnp.cos(jnp.pi / modulus)
     # 1 - cos without cancellation.
@@ -112,10 +112,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Accuracy and shares over N."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = page.subplots()
+    page, (axes,) = lab.panels(size=(6.4, 4.4))
     for i, sharpness in enumerate(SHARPNESSES):
         cell = lab.select(results, sharpness=sharpness).squeeze("sharpness")
         label = f"accuracy, {sharpness:g} of the sharpness"

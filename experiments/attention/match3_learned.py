@@ -82,7 +82,7 @@ class Metrics(eqx.Module):
     """After each round."""
 
     loss: Float[Array, " step"]
-    """On a fresh batch [nat]."""
+    """Training loss on a fresh batch [nat]."""
     valid_auc: Float[Array, " step"]
     """Chance that a match is ranked rightly among validation sequences [1]."""
     auc: Float[Array, " step"]
@@ -104,7 +104,7 @@ class Network(eqx.Module):
     head: eqx.nn.Linear
 
     def __init__(self, key: Key[Array, ""], hparams: HParams):
-        """Drawn."""
+        """Draws all parameters."""
         modes, heads, hidden, num = ARCHITECTURES[hparams.architecture]
         embedding_key, head_key, *keys = jr.split(key, 2 + num)
         size = hparams.num_features
@@ -119,7 +119,7 @@ class Network(eqx.Module):
         self.head = eqx.nn.Linear(size, "scalar", key=head_key)
 
     def __call__(self, x: Int[Array, " N"]) -> Float[Array, " N"]:
-        """Of a sequence."""
+        """The logits of a sequence."""
         x = self.embedding[x]
         for block in self.blocks:
             # Sequences are short: tiles would not save memory.
@@ -209,7 +209,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
 
 
 def chosen(results):
-    """Of every architecture the learning rate that validation chooses, at the end."""
+    """The learning rate that validation chooses for every architecture, at the end."""
     results = results.isel(step=-1)
     score = results["valid_auc"].median("seed", skipna=False).fillna(0)
     return results.isel(learning_rate=score.argmax("learning_rate"))
@@ -244,10 +244,9 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Over rounds, at the chosen learning rates; over all of them, at the end."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    over_rounds, over_rates = page.subplots(1, 2, sharey=True)
+    page, (over_rounds, over_rates) = lab.panels(
+        1, 2, has_shared_y=True, size=(11, 4.4)
+    )
     rounds = np.arange(results.sizes["step"]) + 1
     curves = results.assign_coords(round=("step", rounds))["auc"]
     names, rates = chosen(results)["architecture"], chosen(results)["learning_rate"]

@@ -66,7 +66,7 @@ MASKS = {
 
 
 class Metrics(eqx.Module):
-    """Of a forward pass, and of one that is followed by the backward pass."""
+    """What a forward pass costs, and one that is followed by the backward pass."""
 
     flops: Float[Array, ""]
     """Cost of the value [flop]."""
@@ -94,7 +94,7 @@ def _attend(implementation, degree, mask, query, keys, values):
 
 @ft.cache
 def _costs(implementation, num_features, degree, mask, num_positions):
-    """Of the value, and of value and gradient."""
+    """Flops and memory of the value, and of value and gradient."""
     value = ft.partial(_attend, implementation, degree, mask)
     x = jax.ShapeDtypeStruct((1, num_positions, 1, num_features), jnp.float32)
 
@@ -157,7 +157,7 @@ def _products(cells):
 
 
 def _slopes(cells, name):
-    """Of log cost over log n, by least squares, one a form."""
+    """Slopes of log cost over log n, by least squares, one a form."""
     logs = np.log(_rows(cells, name).T)
     return np.polyfit(np.log(cells["num_positions"].values), logs, 1)[0]
 
@@ -240,10 +240,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Flops and memory over the length."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = page.subplots(1, 2)
+    page, panels = lab.panels(1, 2, size=(11, 4.6))
     n = results["num_positions"].values
     products = _products(results)
     forms = zip(*(results[field].values for field in FIELDS), strict=True)

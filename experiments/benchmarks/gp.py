@@ -40,12 +40,12 @@ FIRST = "poisson_1d_sin"
 
 
 def points(side):
-    """Of one axis."""
+    """Regular points of one axis."""
     return jnp.linspace(0.0, 1.0, side)
 
 
 def factors(lengthscales, side):
-    """Of squared exponentials on a cube."""
+    """Covariances of squared exponentials, one for each axis of a cube."""
     return [
         covariance.gram(covariance.SquaredExponential(lengthscale), points(side))
         for lengthscale in lengthscales
@@ -248,7 +248,7 @@ def of_collocation():
 
 
 def draw(side):
-    """Observations."""
+    """Observations on the whole grid."""
     return jr.normal(jr.key(0), (side,) * 3)
 
 

@@ -163,7 +163,7 @@ class Materialized(ssm.S4D):
     """S4D on the materialized kernel."""
 
     def __call__(self, u, *, dt_scale=1.0):
-        """As `S4D`."""
+        """The outputs for an input u, as `S4D` gives them."""
         k = materialized(*self.system(dt_scale), u.shape[0])
         return sequence.fft_conv(u.T, k).T + self.d * u
 
@@ -172,7 +172,7 @@ class Associative(ssm.S4D):
     """S4D on the associative scan of all states."""
 
     def __call__(self, u, *, dt_scale=1.0):
-        """As `S4D`."""
+        """The outputs for an input u, as `S4D` gives them."""
         lam, b, c, dt = self.system(dt_scale)
         abar, bbar = ssm.discretize(lam, b, dt[:, None])
         x = by_associative_scan(abar[:, None], u.T[..., None] * bbar[:, None])

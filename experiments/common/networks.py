@@ -20,21 +20,21 @@ class SequenceHParams(eqx.Module):
     """Sizes and rates of a state-space model that reads digits pixel by pixel."""
 
     learning_rate: Hyper = 4e-3
-    """Of all but the systems, at the start; it falls to 0 as a cosine [1]."""
+    """Learning rate of all but the systems at the start; it falls to 0 [1]."""
     system_learning_rate: Hyper = 1e-3
-    """Of eigenvalues, input weights and steps [1]."""
+    """Learning rate of eigenvalues, input weights and steps at the start [1]."""
     weight_decay: Hyper = 0.01
-    """Of all but the systems [1]."""
+    """Weight decay of all but the systems [1]."""
     num_features: int = eqx.field(static=True, default=32)
-    """Features of a layer."""
+    """Number of features of a layer."""
     num_states: int = eqx.field(static=True, default=32)
-    """States of a feature, or of a layer of S5."""
+    """Number of states of a feature, or of a layer of S5."""
     num_layers: int = eqx.field(static=True, default=2)
-    """Residual blocks."""
+    """Number of residual blocks."""
     num_epochs: int = eqx.field(static=True, default=30)
-    """Passes over the training digits."""
+    """Number of passes over the training digits."""
     batch_size: int = eqx.field(static=True, default=64)
-    """Digits of a batch."""
+    """Number of digits in a batch."""
 
 
 class Metrics(eqx.Module):
@@ -78,12 +78,13 @@ def train_sequences(
     """Train a stack of layers on digits, pixel by pixel, tested before every epoch.
 
     Args:
-        order_key: Of the orders of digits.
-        solve_key: Of the first parameters.
-        hparams: With the fields of `SequenceHParams`.
+        order_key: Key that draws every epoch's order of digits.
+        solve_key: Key of the run, which draws the first parameters.
+        hparams: Hyper-parameters with the fields of `SequenceHParams`.
         data: Digits to train on and to test with.
-        layer_fn: Draws a layer.
-        value_and_grad_fn: Loss and gradient; by default those of `sequence_loss`.
+        layer_fn: `layer_fn(key)` draws a layer.
+        value_and_grad_fn: `value_and_grad_fn(model, x, labels)` gives loss and
+            gradient; None stands for those of `sequence_loss`.
 
     Returns:
         As `training.train_epochs`; what was measured is the test accuracy.
@@ -119,12 +120,12 @@ def flatness_metrics(
     """What training ended in.
 
     Args:
-        read_fn: The trained model, of a batch.
-        data: What it was trained on and is tested with.
+        read_fn: `read_fn(x)` gives the trained model's logits of a batch.
+        data: Examples that it was trained on and is tested with.
         is_redrawn: Which of the training labels were redrawn.
-        loss: Curve of the training loss.
-        test_accuracy: Curve of the share recognized.
-        curvature: Measured at the end.
+        loss: Curve of the training loss over epochs.
+        test_accuracy: Curve of the share of test examples recognized.
+        curvature: Largest eigenvalue of the loss's Hessian at the end.
     """
     is_right = jnp.argmax(read_fn(data.x), axis=1) == data.labels
     return FlatnessMetrics(
@@ -140,17 +141,14 @@ def flatness_figure(results, title: str, plain: str):
     """Test accuracy over epochs; where each method ends, curvature against accuracy.
 
     Args:
-        results: With an axis of numbers of shards and radii.
-        title: Of the page.
+        results: Results of a sweep with an axis of numbers of shards and radii.
+        title: Title of the page.
         plain: Name of what is trained without a perturbation.
 
     Returns:
         The page, and its two axes.
     """
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(12, 4.6), layout="constrained")
-    over_epochs, ends = page.subplots(1, 2)
+    page, (over_epochs, ends) = lab.panels(1, 2, size=(12, 4.6))
     for i, color in zip(range(results.sizes[FLATNESS_DIM]), _COLORS, strict=False):
         cell = by_epoch(results).isel({FLATNESS_DIM: i})
         shards, rho = cell["num_shards"].item(), cell["rho"].item()

@@ -9,15 +9,15 @@ from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from jaxlr import sensing
-from jaxlr.core import Solver
+from jaxlr.core import Solver, tree
 
 
 class Kept(NamedTuple):
     """Where a solver is, and the best of the images that it came by.
 
     Attributes:
-        state: The solver's own.
-        image: That of the least error, of all states before this one.
+        state: State of the solver.
+        image: Image of the least error, of all states before this one.
         error: Its error; infinite before the first step.
     """
 
@@ -32,7 +32,7 @@ def hold_out(operator: Any) -> tuple[Any, Any, np.ndarray]:
     Entries come in order: so the held-out ones are spread over the image.
 
     Args:
-        operator: Any whose leaves all have the measurements in front.
+        operator: Operator whose leaves all have the measurements in front.
 
     Returns:
         Both parts, and which measurements are in the second.
@@ -59,9 +59,9 @@ def keep_best(
     """A solver that remembers the image of least error, as early stopping returns it.
 
     Args:
-        solver: What to run.
-        image_fn: The image of one of its states.
-        error_fn: What to stop by, of an image.
+        solver: Method to run.
+        image_fn: `image_fn(state)` gives the image of one of its states.
+        error_fn: `error_fn(image)` gives the error to stop by.
 
     Returns:
         A `Solver` whose state is `Kept` and whose infos are those of `solver`.
@@ -75,9 +75,9 @@ def keep_best(
     def step(key, kept):
         image = image_fn(kept.state)
         error = error_fn(image)
-        best = jnp.where(error < kept.error, image, kept.image)
+        best = tree.select(error < kept.error, (image, error), kept[1:])  # no NaN
         state, info = solver.step(key, kept.state)
-        return Kept(state, best, jnp.minimum(error, kept.error)), info
+        return Kept(state, *best), info
 
     return Solver(init, step)
 
@@ -86,9 +86,9 @@ def page(photos, num_images: int, width: float):
     """A figure with a row of images for every photograph, and room for graphs below.
 
     Args:
-        photos: The photographs.
-        num_images: Images of each.
-        width: Of the page [inch].
+        photos: Names of the photographs.
+        num_images: Number of images of each.
+        width: Width of the page [inch].
 
     Returns:
         The page, the part with the images, its axes row by row, the part below.

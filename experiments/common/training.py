@@ -18,8 +18,8 @@ def epoch_batches(
     """A `batch_fn` of `from_optax`: every epoch goes once through all examples.
 
     Args:
-        key: Of the epochs' orders.
-        batch_size: Examples of a batch. Static.
+        key: Key that draws every epoch's order of examples.
+        batch_size: Number of examples in a batch. Static.
         *arrays: The examples, along the first axis of each.
     """
 
@@ -45,15 +45,16 @@ def train_epochs(
     """Train a model on `data.x` and `data.labels`, and look at it before every epoch.
 
     Args:
-        order_key: Of the orders of examples.
-        solve_key: Of the first parameters.
-        hparams: With `num_epochs` and `batch_size`.
-        data: With `x` and `labels`.
-        loss_fn: `(model, x, labels) -> loss`.
-        params_fn: Draws the model.
-        optimizer_fn: The optimizer for so many steps.
-        watch_fn: What to measure of a model.
-        value_and_grad_fn: Loss and gradient; by default those of `loss_fn`.
+        order_key: Key that draws every epoch's order of examples.
+        solve_key: Key of the run, which draws the first parameters.
+        hparams: Hyper-parameters with the counts `num_epochs` and `batch_size`.
+        data: Examples `x` and their `labels`, along the first axis of each.
+        loss_fn: `loss_fn(model, x, labels)` gives the loss of a batch.
+        params_fn: `params_fn(key)` draws the model.
+        optimizer_fn: `optimizer_fn(num_steps)` gives the optimizer for so many steps.
+        watch_fn: `watch_fn(model)` measures a model, before every epoch.
+        value_and_grad_fn: `value_and_grad_fn(model, x, labels)` gives loss and
+            gradient; None stands for those of `loss_fn`.
 
     Returns:
         The trained model; before every epoch the loss on its first batch, and what

@@ -26,6 +26,7 @@ References:
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
@@ -63,7 +64,7 @@ class HParams(eqx.Module):
     """Number of the draw of what is held out [1]."""
     num_years: int = eqx.field(static=True, default=44)
     """Number of years of the record, from 1958 on, at most 44."""
-    num_steps: int = eqx.field(static=True, default=40)
+    max_steps: int = eqx.field(static=True, default=40)
     """Bound on the steps of L-BFGS."""
     num_starts: int = eqx.field(static=True, default=1)
     """Number of random starts of the training."""
@@ -152,12 +153,13 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         kernels = [covariance.Scaled(at["variance"], years), weeks]
         return gp.GridGP(kernels, grid, at["noise"] + FLOOR, seen)
 
+    @jax.jit  # traced once, for the search along lines too
     def loss(logs):
         return -process(logs).log_marginal_likelihood(y) / seen.sum()
 
     change = jr.normal(key, (hparams.num_starts, len(START)))
     starts = jnp.log(jnp.array(list(START.values()))) + 0.5 * change
-    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.max_steps), starts)
     posterior = process(fitted.params).posterior(y)
     noise = jnp.exp(fitted.params[list(START).index("noise")]) + FLOOR
     mean, deviation = trend + posterior.mean, jnp.sqrt(posterior.variance + noise)
@@ -281,7 +283,7 @@ EXPERIMENT = Experiment(
     | {name: ("year", "week") for name in ("record", "is_held", "mean", "deviation")},
     smoke={
         "axes": (Axis("pattern", PATTERNS), Axis("draw", (0,))),
-        "hparams": HParams(num_years=16, num_steps=12),
+        "hparams": HParams(num_years=16, max_steps=12),
     },
     claims=claims,
     figure=figure,

@@ -158,10 +158,7 @@ NAMES = {
 
 def figure(results):
     """Errors over the noise, a panel for each grid."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    panels = page.subplots(1, len(SHAPES), sharey=True)
+    page, panels = lab.panels(1, len(SHAPES), has_shared_y=True, size=(11, 4.4))
     for axis, (percent, shape) in zip(panels, SHAPES.items(), strict=True):
         cells = lab.select(results, percent=percent).squeeze("percent")
         for i, (name, label) in enumerate(NAMES.items()):

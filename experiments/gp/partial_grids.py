@@ -178,10 +178,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Steps of both forms over patterns."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(10, 5.6), layout="constrained")
-    axis = page.subplots()
+    page, (axis,) = lab.panels(size=(10, 5.6))
     names = ("pattern", "percent", "side", "lengthscale")
     labels = [
         f"{pattern}\n{percent} %, {side}$^3$\nlengths {scale} %"

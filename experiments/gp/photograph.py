@@ -54,7 +54,7 @@ class HParams(eqx.Module):
     """Side of the image [pixels]."""
     train_size: int = eqx.field(static=True, default=48)
     """Side of the square on which hyper-parameters are trained [pixels]."""
-    num_steps: int = eqx.field(static=True, default=25)
+    max_steps: int = eqx.field(static=True, default=25)
     """Bound on the steps of L-BFGS."""
 
 
@@ -131,7 +131,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         "noise": jnp.log(jnp.asarray(1e-3)),
     }
     starts = jax.tree.map(lambda x: x[None], init)
-    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.max_steps), starts)
     logs = fitted.params
     noise = jnp.exp(logs["noise"]) + FLOOR
     posterior = process(logs, seen).posterior(y)
@@ -228,7 +228,7 @@ EXPERIMENT = Experiment(
     | {name: ("row", "column") for name in IMAGES},
     smoke={
         "axes": {"photo": ("china",)},
-        "hparams": HParams(size=40, train_size=24, num_steps=12),
+        "hparams": HParams(size=40, train_size=24, max_steps=12),
     },
     claims=claims,
     figure=figure,

@@ -145,10 +145,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Errors of mean and likelihood over the noise."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    panels = page.subplots(1, 2)
+    page, panels = lab.panels(1, 2, size=(11, 4.4))
     names = {"mean_error": "mean", "likelihood_error": "log marginal likelihood"}
     for axis, (name, label) in zip(panels, names.items(), strict=True):
         for i, arithmetic in enumerate(ARITHMETICS):

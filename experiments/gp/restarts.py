@@ -29,7 +29,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jaxlr import covariance, gp, linalg
+from jaxlr import covariance, gp, lab, linalg
 from jaxlr.core import Claim, Experiment, Hyper, lbfgs, multistart
 
 
@@ -58,7 +58,7 @@ class HParams(eqx.Module):
     """Number of random starts."""
     num_times: int = eqx.field(static=True, default=128)
     """Number of points in time, on [0, 1]."""
-    num_steps: int = eqx.field(static=True, default=60)
+    max_steps: int = eqx.field(static=True, default=60)
     """Bound on the steps of L-BFGS."""
 
 
@@ -97,7 +97,7 @@ def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
         name: math.log(low) + share * math.log(high / low)
         for share, (name, (low, high)) in zip(shares, RANGES.items(), strict=True)
     }
-    fitted = multistart(lbfgs(loss, max_steps=hparams.num_steps), starts)
+    fitted = multistart(lbfgs(loss, max_steps=hparams.max_steps), starts)
     return Metrics(
         final=-jnp.minimum(fitted.losses, 1e6) - truth.log_marginal_likelihood(y),
         steps_taken=jnp.asarray(fitted.num_steps, float),
@@ -148,10 +148,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Likelihoods of all starts, in order; success over their number."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    ends, shares = page.subplots(1, 2)
+    page, (ends, shares) = lab.panels(1, 2, size=(11, 4.4))
     final = results["final"].transpose("noise", "seed", "start").values
     ranks = np.arange(1, final.shape[-1] + 1)
     success = np.array([_success(results, int(num)) for num in ranks])
@@ -185,7 +182,7 @@ EXPERIMENT = Experiment(
     smoke={
         "num_seeds": 2,
         "axes": {"noise": (0.1,)},
-        "hparams": HParams(num_starts=24, num_times=48, num_steps=40),
+        "hparams": HParams(num_starts=24, num_times=48, max_steps=40),
     },
     claims=claims,
     figure=figure,

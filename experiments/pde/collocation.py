@@ -55,7 +55,7 @@ class HParams(eqx.Module):
     """Form of the components of the kernel's spectrum."""
     share: float = eqx.field(static=True, default=1.0)
     """Share of the domain that is solved, along every axis [1]."""
-    num_evaluations: int = eqx.field(static=True, default=50)
+    max_evaluations: int = eqx.field(static=True, default=50)
     """Bound on evaluations of the likelihood and its gradient from each start [1]."""
     num_starts: int = eqx.field(static=True, default=2)
     """Number of starts of the training [1]."""
@@ -115,7 +115,7 @@ def _run(key, hparams):
     found = solve(
         problem,
         [starts] * benchmark.num_axes,
-        num_evaluations=hparams.num_evaluations,
+        max_evaluations=hparams.max_evaluations,
     )
     middle = tuple(n // 2 for n in problem.shape[1:])
     kernel: Any = found.kernels[0]
@@ -244,7 +244,7 @@ EXPERIMENT = Experiment(
     },
     smoke={
         "axes": _axes(("poisson_1d_sin", "allen_cahn_1d_sin_cos"), ("gaussian",)),
-        "hparams": HParams(share=0.1, num_evaluations=20),
+        "hparams": HParams(share=0.1, max_evaluations=20),
     },
     claims=claims,
     figure=figure,

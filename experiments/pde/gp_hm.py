@@ -149,12 +149,9 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Errors over steps; those at the end and the least; spectra of the long ones."""
-    from matplotlib.figure import Figure
-
     results = results.isel(seed=0)
     names = list(dict.fromkeys(results["problem"].values))
-    page = Figure(figsize=(16, 5.2), layout="constrained")
-    curves, ends, spectra = page.subplots(1, 3)
+    page, (curves, ends, spectra) = lab.panels(1, 3, size=(16, 5.2))
     num_cells = results.sizes[DIM]
     for i in range(num_cells):
         cell = results.isel({DIM: i})

@@ -122,12 +122,11 @@ _STYLES = {
 
 def figure(results):
     """Error against sweeps: one panel for each number of entries."""
-    from matplotlib.figure import Figure
-
     shares = results["percent"].values
     settings = lab.hparams(results)
-    page = Figure(figsize=(3.6 * len(shares) + 1, 3.6), layout="constrained")
-    panels = page.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    page, panels = lab.panels(
+        1, len(shares), has_shared_y=True, size=(3.6 * len(shares) + 1, 3.6)
+    )
     for axis, share in zip(panels, shares, strict=True):
         for num_inner in results["num_inner"].values:
             cell = results.sel(percent=share, num_inner=num_inner)

@@ -58,13 +58,13 @@ class HParams(eqx.Module):
     algorithm: str = eqx.field(static=True, default="exact")
     """exact or sketched (alternating least squares), or soft_impute."""
     num_columns: int = eqx.field(static=True, default=32)
-    """Columns k of the factors; 0 for soft-impute, which has none."""
+    """Number of columns k of the factors; 0 for soft-impute, which has none."""
     percent: int = eqx.field(static=True, default=50)
-    """Pixels seen [%]."""
+    """Share of the pixels that is seen [%]."""
     size: int = eqx.field(static=True, default=256)
     """Side of the image [pixels]."""
     num_steps: int = eqx.field(static=True, default=40)
-    """Sweeps, or steps of soft-impute."""
+    """Number of sweeps, or of steps of soft-impute."""
 
 
 class Metrics(eqx.Module):
@@ -195,7 +195,7 @@ def _columns(results, algorithm):
 
 
 def _gigaflops_to(cell, psnr):
-    """Those spent until an iterate has this PSNR; infinite if none has."""
+    """Gigaflops spent until an iterate has this PSNR; infinite if none has."""
     is_met = cell["psnr"] >= psnr
     return (is_met.argmax("step") * cell["step_gigaflops"]).where(
         is_met.any("step"), np.inf

@@ -361,10 +361,9 @@ def _eta(results):
 
 def figure(results):
     """Four panels: S1, exact rank against too many columns, S2, S3."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(10.5, 7.6), layout="constrained")
-    (sublinear, width), (imbalance, modified) = page.subplots(2, 2)
+    page, ((sublinear, width), (imbalance, modified)) = lab.panels(
+        2, 2, size=(10.5, 7.6)
+    )
     _draw_symmetric(sublinear, results)
     _draw_gaussian(width, results)
     _draw_rates(imbalance, _cells(results, method="asymmetric"))

@@ -56,7 +56,7 @@ class HParams(eqx.Module):
     """Solver: gauss_newton or scaled_gd."""
     num_measurements: Hyper = 160.0
     """Number of measurements m, of those drawn."""
-    rank: Hyper = 2.0
+    rank: Hyper = 2
     """Rank r of the truth, and number of columns of the factors in use."""
     tolerance: Hyper = 1e-3
     """Relative error at which the matrix counts as recovered [1]."""
@@ -260,11 +260,10 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """A heat map for each ensemble and method; the line is m = r (n1 + n2 - r)."""
-    from matplotlib.figure import Figure
-
     kinds = list(zip(results["ensemble"].values, results["method"].values, strict=True))
-    page = Figure(figsize=(3.4 * len(kinds) + 1, 4.6), layout="constrained")
-    axes = page.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    page, axes = lab.panels(
+        1, len(kinds), has_shared_y=True, size=(3.4 * len(kinds) + 1, 4.6)
+    )
     counts, ranks = results["num_measurements"].values, results["rank"].values
     freedom = counts[:, None] / _oversampling(results)
     edges = [
@@ -291,7 +290,7 @@ def _axes(kinds, counts, ranks):
     return (
         Axis(("ensemble", "method"), kinds),
         Axis("num_measurements", tuple(map(float, counts))),
-        Axis("rank", tuple(map(float, ranks))),
+        Axis("rank", tuple(ranks)),
     )
 
 

@@ -55,9 +55,9 @@ class HParams(eqx.Module):
     measurements: str = eqx.field(static=True, default="pixels")
     """What is measured: pixels, or Gaussian measurements of blocks."""
     percent: int = eqx.field(static=True, default=50)
-    """Measurements per pixel [%]."""
+    """Number of measurements per pixel [%]."""
     num_columns: int = eqx.field(static=True, default=64)
-    """Columns k of the factors."""
+    """Number of columns k of the factors."""
     alpha: Hyper = 0.01
     """Initial scale [square root of the estimated spectral norm]."""
     eta: Hyper = 0.25
@@ -65,7 +65,7 @@ class HParams(eqx.Module):
     size: int = eqx.field(static=True, default=256)
     """Side of the image [pixels]."""
     num_steps: int = eqx.field(static=True, default=1000)
-    """Steps of gradient descent."""
+    """Number of steps of gradient descent."""
 
 
 class Metrics(eqx.Module):

@@ -183,11 +183,10 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Error against steps, a panel for each ensemble, a color for each precision."""
-    from matplotlib.figure import Figure
-
     ensembles = results["ensemble"].values
-    page = Figure(figsize=(5.2 * len(ensembles), 4.4), layout="constrained")
-    axes = page.subplots(1, len(ensembles), sharey=True, squeeze=False)[0]
+    page, axes = lab.panels(
+        1, len(ensembles), has_shared_y=True, size=(5.2 * len(ensembles), 4.4)
+    )
     for axis, ensemble in zip(axes, ensembles, strict=True):
         cells = results.sel(ensemble=ensemble)
         for precision, color, style in zip(

@@ -150,11 +150,10 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Final error against levels, a panel for each noise, beside the formula."""
-    from matplotlib.figure import Figure
-
     noises = results["noise"].values
-    page = Figure(figsize=(4.8 * len(noises), 4.2), layout="constrained")
-    axes = page.subplots(1, len(noises), sharey=True, squeeze=False)[0]
+    page, axes = lab.panels(
+        1, len(noises), has_shared_y=True, size=(4.8 * len(noises), 4.2)
+    )
     levels = results["num_levels"].values
     for axis, noise in zip(axes, noises, strict=True):
         cells = results.sel(noise=noise).isel(step=-1)

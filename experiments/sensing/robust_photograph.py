@@ -57,9 +57,9 @@ class HParams(eqx.Module):
     outlier_share: Hyper = 0.1
     """Share p of the seen pixels that are black or white at random [1]."""
     percent: int = eqx.field(static=True, default=80)
-    """Pixels seen [%]."""
+    """Share of the pixels that is seen [%]."""
     num_columns: int = eqx.field(static=True, default=64)
-    """Columns k of the factors."""
+    """Number of columns k of the factors."""
     alpha: Hyper = 0.01
     """Initial scale [square root of the estimated spectral norm]."""
     eta: Hyper = 0.5
@@ -69,7 +69,7 @@ class HParams(eqx.Module):
     size: int = eqx.field(static=True, default=256)
     """Side of the image [pixels]."""
     num_steps: int = eqx.field(static=True, default=600)
-    """Steps of gradient descent."""
+    """Number of steps of gradient descent."""
 
 
 class Metrics(eqx.Module):

@@ -133,10 +133,8 @@ def claims(results) -> list[Claim]:
 def figure(results):
     """Error over steps; its least value against alpha, beside the predicted power."""
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
 
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = page.subplots(1, 2)
+    page, (left, right) = lab.panels(1, 2, size=(11, 4.4))
     alphas = np.sort(results["alpha"].values)
     counts = results["num_measurements"].values
     wide = results.isel(num_columns=-1)

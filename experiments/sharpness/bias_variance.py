@@ -217,11 +217,8 @@ def _best(cell):
 
 def figure(results):
     """Bias, variance and risk over steps, a panel a problem, SAM against GD."""
-    from matplotlib.figure import Figure
-
     problems = [name for name in PROBLEMS if name in results["problem"].values]
-    page = Figure(figsize=(5.6 * len(problems), 4.6), layout="constrained")
-    axes = page.subplots(1, len(problems), squeeze=False)[0]
+    page, axes = lab.panels(1, len(problems), size=(5.6 * len(problems), 4.6))
     for axis, problem in zip(axes, problems, strict=True):
         for rho, name, color in ((0.0, "GD", "#000000"), (2.0, "SAM", "#0072B2")):
             cell = results.sel(problem=problem, rho=rho).isel(step=slice(1, None))

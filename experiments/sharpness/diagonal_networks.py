@@ -169,10 +169,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Squared error over steps; the final l1 norm against the final error."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    over_steps, ends = page.subplots(1, 2)
+    page, (over_steps, ends) = lab.panels(1, 2, size=(11, 4.4))
     for i, color in zip(range(results.sizes[DIM]), _COLORS, strict=False):
         cell = results.isel({DIM: i})
         shards, rho = cell["num_shards"].item(), cell["rho"].item()

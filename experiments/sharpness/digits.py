@@ -46,19 +46,19 @@ class HParams(eqx.Module):
     rho: Hyper = 0.1
     """Radius of the perturbation; 0 is SGD [norm of the parameters]."""
     learning_rate: Hyper = 0.1
-    """At the start; it falls to 0 as a cosine [1]."""
+    """Learning rate at the start; it falls to 0 as a cosine [1]."""
     momentum: Hyper = 0.9
     """Momentum of SGD [1]."""
     label_noise: Hyper = 0.2
     """Share of the training labels that are redrawn [1]."""
     num_epochs: int = eqx.field(static=True, default=60)
-    """Passes over the training examples."""
+    """Number of passes over the training examples."""
     batch_size: int = eqx.field(static=True, default=128)
-    """Examples of a batch."""
+    """Number of examples in a batch."""
     num_train: int = eqx.field(static=True, default=1280)
-    """Training examples."""
+    """Number of training examples."""
     width: int = eqx.field(static=True, default=64)
-    """Units of both hidden layers."""
+    """Number of units of both hidden layers."""
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> networks.FlatnessMetrics:

@@ -137,10 +137,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Sharpness over steps, a color for each cell, its edge dashed; the loss."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(11, 4.4), layout="constrained")
-    sharp, losses = page.subplots(1, 2)
+    page, (sharp, losses) = lab.panels(1, 2, size=(11, 4.4))
     for i, color in zip(range(results.sizes[DIM]), _COLORS, strict=False):
         cell = results.isel({DIM: i})
         eta, rho = cell["eta"].item(), cell["rho"].item()

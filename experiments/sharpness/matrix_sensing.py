@@ -55,13 +55,13 @@ class HParams(eqx.Module):
     rho: Hyper = 0.05
     """Radius of the perturbation [sqrt(||M||)]; unnormalized: a gradient [1/||M||]."""
     num_columns: int = eqx.field(static=True, default=1)
-    """Columns k of the factors."""
+    """Number of columns k of the factors."""
     num_measurements: int = eqx.field(static=True, default=0)
-    """Gaussian measurements m; 0 for all entries of the matrix."""
+    """Number of Gaussian measurements m; 0 for all entries of the matrix."""
     eta: Hyper = 0.1
     """Step size [1/||M||]."""
     num_steps: int = eqx.field(static=True, default=4000)
-    """Steps taken."""
+    """Number of steps taken."""
     n: int = eqx.field(static=True, default=20)
     """Side of the matrix."""
 
@@ -192,15 +192,14 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Imbalance over steps, a panel a setting, the predicted decay dashed."""
-    from matplotlib.figure import Figure
-
     settings = [
         (k, m)
         for m in results["num_measurements"].values
         for k in results["num_columns"].values
     ]
-    page = Figure(figsize=(max(4.2 * len(settings), 6.4), 4.2), layout="constrained")
-    axes = page.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    page, axes = lab.panels(
+        1, len(settings), has_shared_y=True, size=(max(4.2 * len(settings), 6.4), 4.2)
+    )
     steps = results["step"].values
     for axis, (k, m) in zip(axes, settings, strict=True):
         for method, color in zip(METHODS, _COLORS, strict=True):

@@ -124,11 +124,10 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """||w|| over steps, a color for each step size, the radius dashed."""
-    from matplotlib.figure import Figure
-
     rhos = results["rho"].values
-    page = Figure(figsize=(4.8 * len(rhos), 4.2), layout="constrained")
-    axes = page.subplots(1, len(rhos), sharey=True, squeeze=False)[0]
+    page, axes = lab.panels(
+        1, len(rhos), has_shared_y=True, size=(4.8 * len(rhos), 4.2)
+    )
     for axis, rho in zip(axes, rhos, strict=True):
         for eta, color in zip(results["eta"].values, _COLORS, strict=False):
             cell = results.sel(rho=rho, eta=eta)

@@ -258,10 +258,7 @@ NAMES = {"rank1": "rank one, over t", "random": "random, over eps"}
 
 def figure(results):
     """Condition against backward error, and against what is lost."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(12, 4.8), layout="constrained")
-    pareto, lost = page.subplots(1, 2, sharey=True)
+    page, (pareto, lost) = lab.panels(1, 2, has_shared_y=True, size=(12, 4.8))
     sizes = results["n"].values
     for method, color in COLORS.items():
         for n, line in zip(sizes, ("-", "--"), strict=False):

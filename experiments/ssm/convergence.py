@@ -189,10 +189,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """The transfer functions around the top; gaps over n."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(12, 4.4), layout="constrained")
-    around, over_n = page.subplots(1, 2)
+    page, (around, over_n) = lab.panels(1, 2, size=(12, 4.4))
     n = int(results["n"].values.min())
     lam, b = ssm.s4d(n)
     ptd_lam, ptd_b, info = ssm.ptd(*ssm.hippo_legs(n))

@@ -101,10 +101,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Test accuracy over epochs; at the end, each seed."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(12, 4.6), layout="constrained")
-    over_epochs, ends = page.subplots(1, 2)
+    page, (over_epochs, ends) = lab.panels(1, 2, size=(12, 4.6))
     starts = list(results["start"].values)
     for i, start in enumerate(starts):
         cell = lab.select(networks.by_epoch(results), start=start).squeeze("start")

@@ -175,11 +175,8 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Measured gains on the transfer functions, for every n."""
-    from matplotlib.figure import Figure
-
     sizes = sorted(results["n"].values)
-    page = Figure(figsize=(6.5 * len(sizes), 4.6), layout="constrained")
-    panels = page.subplots(1, len(sizes), squeeze=False)[0]
+    page, panels = lab.panels(1, len(sizes), size=(6.5 * len(sizes), 4.6))
     for axis, n in zip(panels, sizes, strict=True):
         places = _frequencies(n)
         grid = np.geomspace(1, places.max() * 1.5, 3000)

@@ -269,10 +269,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Loss and accuracy over rounds; accuracy by the root at the end."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(13, 4.4), layout="constrained")
-    losses, accuracies, by_root = page.subplots(1, 3)
+    page, (losses, accuracies, by_root) = lab.panels(1, 3, size=(13, 4.4))
     curves = results.assign_coords(round=("step", np.arange(results.sizes["step"])))
     layers = results["layer"].values
     for i, layer in enumerate(layers):

@@ -52,13 +52,13 @@ class HParams(networks.SequenceHParams):
     """One cell. Static fields fix shapes; all others may be swept without compiling."""
 
     num_shards: int = eqx.field(static=True, default=1)
-    """Shards of a batch, each with a perturbation of its own."""
+    """Number of shards of a batch, each with a perturbation of its own."""
     rho: Hyper = 0.05
     """Radius of the perturbation; 0 is none, AdamW alone [norm of the parameters]."""
     label_noise: Hyper = 0.2
     """Share of the training labels that are redrawn [1]."""
     num_probed: int = eqx.field(static=True, default=256)
-    """Training digits on which curvature is measured."""
+    """Number of training digits on which curvature is measured."""
     learning_rate: Hyper = 0.02
     system_learning_rate: Hyper = 4e-3
     num_epochs: int = eqx.field(static=True, default=16)

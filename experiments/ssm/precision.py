@@ -88,10 +88,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Errors over steps."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = page.subplots()
+    page, (axes,) = lab.panels(size=(7, 4.6))
     for i in range(results.sizes[DIM]):
         cell = results.isel({DIM: i})
         label = f"{cell['kind'].item()}, n = {cell['n'].item()}"

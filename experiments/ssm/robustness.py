@@ -72,7 +72,7 @@ class Metrics(eqx.Module):
     gain_at: Float[Array, " eigenfrequency"]
     """First layer's gain after 64 steps, root mean square over features [1]."""
     gain_between: Float[Array, " gap"]
-    """The same midway [1]."""
+    """First layer's gain midway between two of them, likewise [1]."""
 
 
 def run(key: Key[Array, ""], hparams: HParams) -> Metrics:
@@ -188,10 +188,7 @@ def claims(results) -> list[Claim]:
 
 def figure(results):
     """Gains, and accuracy at every amplitude, over the frequency of the noise."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(13, 4.4), layout="constrained")
-    gains, *noisy = page.subplots(1, 3)
+    page, (gains, *noisy) = lab.panels(1, 3, size=(13, 4.4))
     for start, color, name in (
         ("s4d", "#D55E00", "S4D-LegS"),
         ("ptd", "#0072B2", "PTD, t = 1/2"),

@@ -190,7 +190,7 @@ class _Sums:
         return found.reshape(-1, self.shape[1])[: query.shape[0]]
 
     def each(self, row):
-        """Of each position by itself."""
+        """What each position adds to the sum, by itself."""
         key, value = row
         # A product of matrices, so that its gradients are too, which is faster.
         return self.einsum("tr,tc->trc", self.features(key), value)

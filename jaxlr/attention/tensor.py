@@ -302,9 +302,8 @@ def _windows(given, num_modes, most, is_causal) -> tuple[Window, ...]:
             return None
         return min(checks.count("local_window_size", w, least=0), most)
 
-    return tuple(
-        (width(left), 0 if is_causal else width(right)) for left, right in pairs
-    )
+    widths = [(width(left), width(right)) for left, right in pairs]
+    return tuple((left, 0 if is_causal else right) for left, right in widths)
 
 
 def _lengths(key_lengths, keys):

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 import jax
 from jax.core import Tracer
+import jax.numpy as jnp
 import numpy as np
 
 
 T = TypeVar("T")
+_REAL = np.floating, np.integer, np.bool_
 
 
 def known(*values: Any) -> bool:
@@ -49,14 +51,21 @@ def count(name: str, value: Any, *, least: int = 1, most: int | None = None) -> 
     raise ValueError(f"`{name}` must be {allowed}, got {value!r}{static}.")
 
 
+def _numbers(name: str, value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
+        raise ValueError(f"`{name}` must be a real number, or several, got {value!r}.")
+    return array
+
+
 def positive(name: str, value: T, *, or_zero: bool = False) -> T:
     """`value` as it is, every element finite and > 0, or >= 0 if `or_zero`.
 
     Raises:
-        ValueError: If a known element is not.
+        ValueError: If a known element is not, or is no real number.
     """
     if known(value):
-        array = np.asarray(value)
+        array = _numbers(name, value)
         is_allowed = np.isfinite(array) & ((array >= 0) if or_zero else (array > 0))
         if not np.all(is_allowed):
             allowed = ">= 0" if or_zero else "positive"
@@ -75,10 +84,10 @@ def within(name: str, value: T, low: Any, high: Any, *, ends: str = "[]") -> T:
         ends: "[]", "(]", "[)" or "()".
 
     Raises:
-        ValueError: If a known element is outside.
+        ValueError: If a known element is outside, or is no real number.
     """
     if known(value, low, high):
-        array = np.asarray(value)
+        array = _numbers(name, value)
         above = array >= low if ends[0] == "[" else array > low
         below = array <= high if ends[1] == "]" else array < high
         if not np.all(above & below):

@@ -1,6 +1,7 @@
 """Small problems minimized by quasi-Newton steps, from many starts."""
 
 from collections.abc import Callable
+import functools as ft
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 import optax
 
 from jaxlr.core import checks, loop
-from jaxlr.core.batching import one_by_one
+from jaxlr.core.batching import one_by_one, vmap
 from jaxlr.core.optimizer import from_optax, OptaxState
 from jaxlr.core.types import Hyper, Solver
 
@@ -20,7 +21,7 @@ class Minimum(NamedTuple):
     """Where a run ended, and how.
 
     Attributes:
-        params: The parameters.
+        params: The parameters where the run ended.
         loss: The loss there; infinite if it is not finite.
         num_steps: Number of steps taken.
         status: A `jaxlr.core.loop.Status`, as an integer array.
@@ -54,8 +55,9 @@ def multistart(solve: Callable[[Any], Minimum], starts: PyTree) -> Fitted:
     """The least of the minima that are found from r starts, in one program.
 
     Runs that ended or became infinite do not move any more, and do not disturb the
-    others. On a CPU they go one after the other, also under `vmap`; elsewhere in
-    lockstep, where all wait for the longest line search of any.
+    others. On a CPU they go one after the other, the searches of `lbfgs` also under
+    `vmap`; elsewhere in lockstep, where all wait for the longest line search of any.
+    Differentiable as `solve` is.
 
     Args:
         solve: `solve(start) -> Minimum`, such as `lbfgs(loss_fn)`.
@@ -71,7 +73,11 @@ def multistart(solve: Callable[[Any], Minimum], starts: PyTree) -> Fitted:
             "`starts` must have an axis of r >= 1 starts in front of every parameter, "
             f"got shapes {shapes}."
         )
-    params, losses, num_steps, status = jax.vmap(one_by_one(solve))(starts)
+    run = vmap(solve, (0,))
+    if shapes[0][0] > 1:
+        serial = ft.partial(jax.lax.map, solve)
+        run = ft.partial(jax.lax.platform_dependent, cpu=serial, default=run)
+    params, losses, num_steps, status = run(starts)
     best = jnp.argmin(losses)
     params = jax.tree.map(lambda x: x[best], params)
     return Fitted(params, losses[best], losses, num_steps, status)
@@ -99,7 +105,7 @@ def lbfgs(
     that must be positive are best given by their logarithms.
 
     Args:
-        loss_fn: `loss_fn(params)`, differentiable.
+        loss_fn: `loss_fn(params) -> loss`, differentiable.
         max_steps: Bound on the number of steps. Static.
         max_evaluations: Bound on the number of evaluations of the loss and its
             gradient, at least `1 + max_search`; None for none. Static.
@@ -171,7 +177,7 @@ def lbfgs(
         closed = eqx.filter_closure_convert(search, start)
         arrays, static = eqx.partition((closed, start), eqx.is_array)
         constant, start = eqx.combine(jax.lax.stop_gradient(arrays), static)
-        params, num_steps, status = constant(start)
+        params, num_steps, status = one_by_one(constant)(start)
         loss = loss_fn(params)
         loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)
         return Minimum(params, loss, num_steps, status)

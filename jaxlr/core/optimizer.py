@@ -57,7 +57,8 @@ def from_optax(
     """Minimize `loss_fn(params, *batch)` by an optax optimizer.
 
     Floating and complex arrays among the leaves of the parameters are trained; all
-    other leaves, such as the activation functions of an Equinox module, stay.
+    other leaves, such as the activation functions of an Equinox module, stay. The
+    optimizer is given the conjugate of a complex parameter's gradient, the way uphill.
 
     Args:
         loss_fn: `loss_fn(params, *batch)`. Line searches call it along their line.
@@ -108,11 +109,13 @@ def from_optax(
             loss, grad = found(params, state=last)
         else:
             loss, grad = value_and_grad_fn(state.params, *batch)
+        # The gradient of a complex parameter is the conjugate of the way uphill.
+        uphill = jax.tree.map(jnp.conj, grad)
         updates, opt_state = optimizer.update(
-            grad, state.opt_state, params, value=loss, grad=grad, value_fn=value_fn
+            uphill, state.opt_state, params, value=loss, grad=grad, value_fn=value_fn
         )
         after = eqx.apply_updates(state.params, updates)
-        info = OptaxInfo(loss, optax.tree.norm(grad))
+        info = OptaxInfo(jnp.asarray(loss), optax.tree.norm(grad))
         return OptaxState(after, opt_state, state.step + 1), info
 
     return Solver(init, step)

@@ -200,7 +200,8 @@ class Experiment:
                 f"got {self.hparams!r}."
             )
         if not (self.num_steps is None or callable(self.num_steps)):
-            checks.count("num_steps", self.num_steps)
+            num_steps = checks.count("num_steps", self.num_steps)
+            object.__setattr__(self, "num_steps", num_steps)
         for name in ("num_seeds", "every"):
             number = checks.count(name, getattr(self, name))
             object.__setattr__(self, name, number)

@@ -19,13 +19,13 @@ class SquaredExponential(Kernel):
     """exp(-tau^2 / (2 ell^2)).
 
     Attributes:
-        lengthscale: Lengthscale ell > 0, in the units of x.
+        lengthscale: Lengthscale ell > 0, in the units of x; infinite for a constant.
     """
 
     lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
 
     def __check_init__(self):
-        checks.positive("lengthscale", self.lengthscale)
+        checks.within("lengthscale", self.lengthscale, 0, math.inf, ends="(]")
 
     def _derivative(self, tau, order):
         t = tau / self.lengthscale
@@ -38,7 +38,7 @@ class RationalQuadratic(Kernel):
     """(1 + tau^2 / (2 alpha ell^2))^-alpha: squared exponentials of many lengthscales.
 
     Attributes:
-        lengthscale: Lengthscale ell > 0, in the units of x.
+        lengthscale: Lengthscale ell > 0, in the units of x; infinite for a constant.
         alpha: Exponent > 0; the larger, the closer the lengthscales are to each other.
     """
 
@@ -46,7 +46,7 @@ class RationalQuadratic(Kernel):
     alpha: Parameter = eqx.field(metadata=LOG_SCALE)
 
     def __check_init__(self):
-        checks.positive("lengthscale", self.lengthscale)
+        checks.within("lengthscale", self.lengthscale, 0, math.inf, ends="(]")
         checks.positive("alpha", self.alpha)
 
     def _derivative(self, tau, order):
@@ -63,7 +63,7 @@ class Matern(Kernel):
     """The Matern covariance: paths with fewer than nu derivatives, `max_order` of k.
 
     Attributes:
-        lengthscale: Lengthscale ell > 0, in the units of x.
+        lengthscale: Lengthscale ell > 0, in the units of x; infinite for a constant.
         nu: Smoothness 0.5, 1.5 or 2.5: derivatives of k to the order 0, 2 or 4. Static.
     """
 
@@ -72,7 +72,7 @@ class Matern(Kernel):
 
     def __check_init__(self):
         checks.choice("nu", self.nu, (0.5, 1.5, 2.5))
-        checks.positive("lengthscale", self.lengthscale)
+        checks.within("lengthscale", self.lengthscale, 0, math.inf, ends="(]")
 
     @property
     def max_order(self) -> int:
@@ -110,8 +110,8 @@ class Periodic(Kernel):
     lengthscale: Parameter = eqx.field(metadata=LOG_SCALE)
 
     def __check_init__(self):
-        checks.positive("period", self.period)
-        checks.positive("lengthscale", self.lengthscale)
+        checks.within("period", self.period, 0, math.inf, ends="(]")
+        checks.within("lengthscale", self.lengthscale, 0, math.inf, ends="(]")
 
     def _derivative(self, tau, order):
         rate, c = 2 * jnp.pi / self.period, 1 / self.lengthscale**2

@@ -35,7 +35,7 @@ from jaxlr.linalg import (
 
 
 def log_determinant(system: System, settings: Settings, key) -> Estimate:
-    """Of A: sum log(1 + spectrum / s) + log det G + sum_o log R."""
+    """The log determinant of A: sum log(1 + spectrum / s) + log det G + sum_o log R."""
     value = total(jnp.log1p(system.eig.spectrum / system.shift))
     value += total(jnp.where(system.observed, jnp.log(system.noise), 0))
     size = system.free.size
@@ -74,7 +74,7 @@ class Evidence(NamedTuple):
 def evidence(
     settings: Settings, system: System, key: Any, factors, noise, y
 ) -> Evidence:
-    """Of y, 0 where nothing was observed; differentiable in factors, noise and y.
+    """Evidence of y, which is 0 in gaps; differentiable in factors, noise and y.
 
     `system` is made of those, without derivatives.
     """

@@ -111,11 +111,11 @@ class System(NamedTuple):
         return 1 / (self.eig.spectrum + self.shift)
 
     def rotate(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """To the eigenbasis."""
+        """The grid's array x in the eigenbasis."""
         return kron_matvec([v.T for v in self.eig.vectors], x)
 
     def back(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """From the eigenbasis."""
+        """The array on the grid that `rotate` takes to x."""
         return kron_matvec(self.eig.vectors, x)
 
     def rough(self, x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -59,6 +59,6 @@ class Coregionalization(eqx.Module):
 
 
 def _rows(values, index):
-    """Those rows; NaN where there is none."""
+    """The rows of an index; NaN where there is none."""
     index = jnp.where(index < 0, len(values), index)
     return jnp.asarray(values).at[index].get(mode="fill", fill_value=jnp.nan)

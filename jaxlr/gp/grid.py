@@ -269,7 +269,7 @@ class GridGP(eqx.Module):
         )
 
     def _observed(self, y, system):
-        """On kept rows, 0 where nothing was observed."""
+        """Values on kept rows, 0 where nothing was observed."""
         y = jnp.asarray(y, float)
         if y.shape != self.shape:
             raise ValueError(f"`y` must have shape {self.shape}, got {y.shape}.")

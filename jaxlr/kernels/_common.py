@@ -90,5 +90,5 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def complex_product(a: Pair, b: Pair) -> Pair:
-    """Of two pairs, entry by entry."""
+    """The complex product of two pairs, entry by entry."""
     return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]

@@ -153,7 +153,7 @@ class StoredRows(Rows):
         return self.num_rows
 
     def to_dense(self) -> Float[Array, "m size"]:
-        """`raw`."""
+        """All rows as they are stored."""
         return self.raw
 
 

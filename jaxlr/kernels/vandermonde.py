@@ -330,7 +330,7 @@ def _prepare(plan, states, kernel):
 
 
 def _factors(plan, rows, states, weights, right):
-    """Of a block of tiles, and the other, made at the first block."""
+    """The factor of a block of tiles, and the other, made at the first block."""
     _, tile, _ = plan
     small, large = _digits(plan)
     block = pl.program_id(1)

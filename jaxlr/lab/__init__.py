@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         Plan as Plan,
         plan as plan,
     )
-    from jaxlr.lab.plot import draw_seeds as draw_seeds
+    from jaxlr.lab.plot import draw_seeds as draw_seeds, panels as panels
     from jaxlr.lab.replaying import replay as replay
     from jaxlr.lab.results import hparams as hparams, load as load, select as select
     from jaxlr.lab.store import RunDirectoryError as RunDirectoryError
@@ -33,6 +33,7 @@ _HOME = {
     "draw_seeds": "plot",
     "hparams": "results",
     "load": "results",
+    "panels": "plot",
     "plan": "planning",
     "replay": "replaying",
     "select": "results",

@@ -150,7 +150,7 @@ def _segments(request, program, arguments, checkpoint, advance):
             break
         is_due = time.perf_counter() - saved_at >= request.experiment.checkpoint_seconds
         if checkpoint is not None and is_due and t < num_steps:
-            leaves = {f"leaf{i}": x for i, x in enumerate(_fetch(state))}
+            leaves = dict(zip(lane.state_names, _fetch(state), strict=True))
             store.write_arrays(checkpoint, leaves | {"t": np.int32(t)})
             saved_at = time.perf_counter()
     carry = lane.unpack(_fetch(state))
@@ -168,9 +168,10 @@ def _checkpointed(path: Path, program: Program) -> tuple[int, list[np.ndarray]]:
     """Step and state that a checkpoint holds, padded as the program is."""
     saved = store.read_arrays(path)
     t = int(saved.pop("t"))
-    leaves = list(saved.values())
+    names, leaves = list(saved), list(saved.values())
     found = [(x.shape[2:], x.dtype) for x in leaves]
-    if found != [(x.shape, x.dtype) for x in program.lane.state or []]:
+    wanted = [(x.shape, x.dtype) for x in program.lane.state or []]
+    if (names, found) != (program.lane.state_names, wanted):
         raise store.RunDirectoryError(
             f"{path} holds the state of another solver. Delete that one file and go on "
             "with resume (`--resume`): only its cells are computed again."

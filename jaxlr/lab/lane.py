@@ -146,6 +146,12 @@ class Lane:
         """Shapes and dtypes of a packed carry; None for a closed run."""
         return None if self.carry is None else self.carry.pack()
 
+    @property
+    def state_names(self) -> list[str]:
+        """Names of the arrays of a packed carry: what each is, and of what."""
+        paths = jax.tree_util.tree_flatten_with_path(self.carry)[0]
+        return [f"carry{jax.tree_util.keystr(path)}" for path, _ in paths]
+
     def unpack(self, leaves: Sequence[Any]) -> Carry:
         """The carry whose `pack` these are, whatever axes are in front of them."""
         return jax.tree.unflatten(jax.tree.structure(self.carry), leaves)
@@ -265,7 +271,8 @@ def _segmented_lane(experiment, base, dtypes, values) -> Lane:
             state, info = loop.take_step(solver, loop_key, t, whole(carry.state))
             state = jax.tree.map(_raw, tree.partition(state)[0])
             row = jnp.where(t % every == 0, t // every, num_rows)
-            ends = solver.has_ended and (lambda state: solver.has_ended(whole(state)))
+            has_ended = solver.has_ended
+            ends = has_ended and (lambda state: has_ended(whole(state)))
             info = jax.tree.map(_raw, _arrays(info))
             return t + 1, carry.after(t, row, state, info, ends)
 
@@ -290,6 +297,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
     footprint, traffic = _cost(traced.jaxpr)
     metrics = _described(experiment, base, shapes)
     run = jaxpr_as_fun(traced)
+    steps = () if carry is None else (num_steps,)
     return Lane(
         function=lambda *arguments: [_raw(x) for x in run(*arguments)],
         metrics=metrics,
@@ -299,7 +307,8 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
         every=experiment.every,
         footprint=footprint,
         traffic=traffic * max(num_steps, 1),
-        digest=_digest(traced, metrics, experiment.every, num_steps),
+        # Of closed runs without steps, as in the directories that there are.
+        digest=_digest(traced, metrics, experiment.every, *steps),
     )
 
 

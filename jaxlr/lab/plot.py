@@ -6,6 +6,8 @@ import warnings
 
 import numpy as np
 
+from jaxlr.core import checks
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +43,37 @@ def draw_seeds(
     axis.fill_between(
         curves[x].values[kept], low, high, color=line.get_color(), alpha=0.25, lw=0
     )
+
+
+def panels(
+    num_rows: int = 1,
+    num_columns: int = 1,
+    *,
+    size: tuple[float, float],
+    has_shared_y: bool = False,
+) -> tuple["Figure", np.ndarray]:
+    """A page of panels, laid out so that nothing overlaps.
+
+    Args:
+        num_rows: Number of panels above one another.
+        num_columns: Number of panels beside one another.
+        size: Width and height of the page [inch].
+        has_shared_y: Whether all panels have one vertical axis.
+
+    Returns:
+        The page and Matplotlib's axes: `num_columns` of them for one row, else an array
+        of rows.
+
+    Raises:
+        ValueError: If a number of panels is not an integer >= 1.
+    """
+    from matplotlib.figure import Figure
+
+    num_rows = checks.count("num_rows", num_rows)
+    num_columns = checks.count("num_columns", num_columns)
+    page = Figure(figsize=size, layout="constrained")
+    axes = page.subplots(num_rows, num_columns, sharey=has_shared_y, squeeze=False)
+    return page, axes[0] if num_rows == 1 else axes
 
 
 def default_figure(results: "xr.Dataset") -> "Figure":
@@ -175,7 +208,7 @@ def _cell_label(results, dims: list[str], cell: tuple[int, ...]) -> str:
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:
-    """As real floats; infinities, which no axis can show, as gaps."""
+    """Values as real floats; infinities, which no axis can show, as gaps."""
     values = np.abs(values) if values.dtype.kind == "c" else values
     values = values.astype(np.float64)
     return np.where(np.isfinite(values), values, np.nan)

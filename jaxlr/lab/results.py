@@ -280,7 +280,8 @@ def hparams(results: "xr.Dataset") -> dict[str, Any]:
     """The hyper-parameters that all cells of these results share, by name.
 
     Those that are not swept; and of the swept ones those with a single value here, as
-    in `results.isel(alpha=0)`. All others are coordinates of the results.
+    in `results.isel(alpha=0)`. All others are coordinates of the results. The words
+    "inf", "-inf" and "nan", as which JSON holds floats, are floats again.
 
     Args:
         results: What `sweep` or `load` returns, or a selection of it.
@@ -292,12 +293,8 @@ def hparams(results: "xr.Dataset") -> dict[str, Any]:
             fixed[name] = values[0].item()
         else:
             del fixed[name]
-    return {name: _finite_or_not(value) for name, value in fixed.items()}
-
-
-def _finite_or_not(value: Any) -> Any:
-    """`value`, or the float without a word in JSON that it stands for."""
-    return float(value) if value in ("inf", "-inf", "nan") else value
+    words = "inf", "-inf", "nan"
+    return {name: float(x) if x in words else x for name, x in fixed.items()}
 
 
 def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":

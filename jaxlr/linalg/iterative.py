@@ -59,11 +59,12 @@ def cg(
         max_steps: Bound on the number of steps. Static.
 
     Returns:
-        `(x, info)`. Costs a product with A and one with M a step, memory 5 arrays of
-        the shape of b. Under `vmap` a lane that has ended is frozen. x is
-        differentiable with respect to b and to what `matvec_fn` closes over, any number
-        of times; a derivative is one more solve, to the same tolerance and bound, whose
-        info is not returned.
+        `(x, info)`; x is NaN and the status `DIVERGED` where A, as it is rounded, has a
+        direction without positive curvature. Costs a product with A and one with M a
+        step, memory 5 arrays of the shape of b. Under `vmap` a lane that has ended is
+        frozen. x is differentiable with respect to b and to what `matvec_fn` closes
+        over, any number of times; a derivative is one more solve, to the same tolerance
+        and bound, whose info is not returned.
 
     Raises:
         ValueError: If b is not real and floating, a map changes its shape or type,
@@ -132,14 +133,14 @@ def cg_steps(
         and one s.
 
     Raises:
-        ValueError: If `max_steps` is not an integer of at least 1, or there are not so
+        ValueError: If `max_steps` is not an integer of at least 0, or there are not so
             many axes as `num_batch_axes`.
     """
     return _conjugate(
         matvec_fn,
         b,
         preconditioner_fn or (lambda r: r),
-        checks.count("max_steps", max_steps),
+        checks.count("max_steps", max_steps, least=0),
         floor,
         tolerance,
         seen_fn,
@@ -170,7 +171,8 @@ def refine(
         target: What the 2-norm of b - A x may be at the end, in the units of b.
 
     Returns:
-        `(x, num_steps)`, the latter the sum of those of all calls.
+        `(x, num_steps)`, the latter the sum of those of all calls. x is NaN if b is not
+        finite.
 
     Raises:
         ValueError: If `max_steps` is not an integer of at least 1.
@@ -193,7 +195,7 @@ def refine(
     zero = jnp.asarray(0)
     start = jnp.zeros_like(b), b, jnp.asarray(True), zero, zero
     x, *_, num_steps = lax.while_loop(goes_on, body, start)
-    return x, num_steps
+    return jnp.where(jnp.all(jnp.isfinite(b)), x, jnp.nan), num_steps
 
 
 def gmres(

@@ -61,7 +61,7 @@ def collocation_solve(
     problem: Problem,
     kernels: Starts | Sequence[Starts],
     *,
-    num_evaluations: int = 100,
+    max_evaluations: int = 100,
     jitter: Hyper | None = None,
     tolerance: Hyper | None = None,
 ) -> Collocation:
@@ -82,7 +82,7 @@ def collocation_solve(
             imposed on the faces too.
         kernels: One kernel for every axis, or one for all; instead of a kernel, several
             of one structure and size.
-        num_evaluations: Bound on the evaluations of the likelihood and its gradient,
+        max_evaluations: Bound on the evaluations of the likelihood and its gradient,
             for every start; 0 leaves kernels as they are. Static.
         jitter: Number > 0 that is added to the diagonal of correlations, and ten times
             as much as long as a Cholesky factorization fails. None stands for 1e-12 in
@@ -102,7 +102,7 @@ def collocation_solve(
         ValueError: Unless there is a kernel for each of 1 to 3 axes, starts are of one
             structure and size, kernels have numbers as hyper-parameters and the
             derivatives needed, the equation is linear (where that can be known), and
-            `num_evaluations` an integer >= 0.
+            `max_evaluations` an integer >= 0.
 
     References:
         Fang, Cooley, Long, Li, Kirby, Zhe. "Solving High Frequency and Multi-Scale PDEs
@@ -111,14 +111,14 @@ def collocation_solve(
         Basis Functions". 1997. Surface Fitting and Multiresolution Methods.
     """
     _check_linear(problem)
-    return _solve(problem, kernels, num_evaluations, jitter, tolerance, 1)
+    return _solve(problem, kernels, max_evaluations, jitter, tolerance, 1)
 
 
 def newton_collocation(
     problem: Problem,
     kernels: Starts | Sequence[Starts],
     *,
-    num_evaluations: int = 100,
+    max_evaluations: int = 100,
     jitter: Hyper | None = None,
     tolerance: Hyper | None = None,
     max_steps: int = 20,
@@ -135,7 +135,7 @@ def newton_collocation(
             u = 0, with derivatives to the orders that `collocation_solve` takes.
         kernels: One kernel for every axis, or one for all; instead of a kernel, several
             of one structure and size.
-        num_evaluations: Bound on the evaluations of the likelihood and its gradient,
+        max_evaluations: Bound on the evaluations of the likelihood and its gradient,
             for every start; 0 leaves kernels as they are. Static.
         jitter: Number > 0 that is added to the diagonal of correlations, and ten times
             as much as long as a Cholesky factorization fails. None stands for 1e-12 in
@@ -158,16 +158,16 @@ def newton_collocation(
         Gaussian Processes". 2021. arXiv:2103.12959.
     """
     max_steps = checks.count("max_steps", max_steps)
-    return _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps)
+    return _solve(problem, kernels, max_evaluations, jitter, tolerance, max_steps)
 
 
-def _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps):
+def _solve(problem, kernels, max_evaluations, jitter, tolerance, max_steps):
     """Steps in a loop, and one that can be differentiated.
 
     That is from the solution, of which its derivatives are then, or the best one again.
     """
     dtype = problem.grid[0].dtype
-    num_evaluations = checks.count("num_evaluations", num_evaluations, least=0)
+    max_evaluations = checks.count("max_evaluations", max_evaluations, least=0)
     starts = _starts(problem, kernels)
     if jitter is None:
         jitter = 1e-12 if dtype == jnp.float64 else 1e-6
@@ -175,7 +175,7 @@ def _solve(problem, kernels, num_evaluations, jitter, tolerance, max_steps):
     if tolerance is None:
         tolerance = 1e-6 if dtype == jnp.float64 else 1e-4
     build = one_axis if len(problem.grid) == 1 else many_axes
-    kernels, likelihood, start, step = build(problem, starts, num_evaluations, jitter)
+    kernels, likelihood, start, step = build(problem, starts, max_evaluations, jitter)
     num_steps, num_products, is_finite = jnp.asarray(1), None, True
     if max_steps > 1:
         floor = 100 * jnp.finfo(dtype).eps

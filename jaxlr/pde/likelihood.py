@@ -62,7 +62,7 @@ def log_likelihood(
     jitter: Float[Array, ""],
     num_draws: Count = 1,
 ) -> Float[Array, ""]:
-    """Of a draw under its covariance, the mean over draws, in nats.
+    """The log likelihood of a draw, the mean over draws, in nats.
 
     The covariance is taken times the number that makes the draws likeliest: its own
     scale does not matter. Other columns may stand for the draws, of the same sum of
@@ -84,7 +84,7 @@ def maximize(
     likelihood_fn: Callable[[Kernel, Float[Array, ""]], Float[Array, ""]],
     covariance_fn: Callable[[Kernel], Float[Array, "n n"]],
     starts: Sequence[Kernel],
-    num_evaluations: int,
+    max_evaluations: int,
     jitter: Float[Array, ""],
 ) -> tuple[Kernel, Float[Array, ""]]:
     """The likeliest kernel that L-BFGS finds from one of the starts, and how likely.
@@ -100,10 +100,10 @@ def maximize(
         likelihood_fn: Of a kernel and a jitter, in nats.
         covariance_fn: What the likelihood factors.
         starts: Of one structure.
-        num_evaluations: Bound on evaluations of likelihood and gradient for each start.
+        max_evaluations: Bound on evaluations of likelihood and gradient for each start.
         jitter: Where escalation starts.
     """
-    max_search = min(_LINE_SEARCH, num_evaluations - 1)
+    max_search = min(_LINE_SEARCH, max_evaluations - 1)
 
     def train(start):
         _, used = cholesky(correlate(covariance_fn(constrain(start)))[0], jitter)
@@ -117,8 +117,8 @@ def maximize(
         if max_search > 0:
             end = lbfgs(
                 loss_fn,
-                max_steps=num_evaluations,
-                max_evaluations=num_evaluations,
+                max_steps=max_evaluations,
+                max_evaluations=max_evaluations,
                 max_search=max_search,
                 tolerance=0.0,
                 least_gain=_LEAST_GAIN,

@@ -41,7 +41,10 @@ def apply(problem, derivatives):
 
 
 def linearize(problem, derivatives):
-    """Of the linearized equation: it is pointwise, so that one product tells each."""
+    """Coefficients of the linearized equation, of arrays in the same order.
+
+    The equation is pointwise, so that one product tells each.
+    """
 
     def of(i):
         along = [jnp.full_like(x, i == j) for j, x in enumerate(derivatives)]
@@ -81,7 +84,7 @@ def _ratio(x, y):
     return x / jnp.where(y > 0, y, 1)
 
 
-def one_axis(problem, starts, num_evaluations, jitter):
+def one_axis(problem, starts, max_evaluations, jitter):
     """Kernels, their likelihood, where Newton starts, and its step."""
     (x,) = problem.grid
     orders = [order for (order,) in problem.orders]
@@ -103,7 +106,7 @@ def one_axis(problem, starts, num_evaluations, jitter):
         return full, jnp.concatenate([rest, values])
 
     def covariances(kernel, full):
-        """Of the functionals; and of each derivative of u on the grid with them."""
+        """Of the functionals among them, and of each derivative of u with them."""
         table = ft.cache(lambda order: _gram(kernel, x, order)[:, index])
 
         def with_all(order):
@@ -125,7 +128,7 @@ def one_axis(problem, starts, num_evaluations, jitter):
         likelihood_fn,
         lambda kernel: covariances(kernel, first)[0],
         starts[0],
-        num_evaluations,
+        max_evaluations,
         jitter,
     )
 
@@ -167,7 +170,7 @@ def _refine(matrix, lower, rhs):
     return x + more - lax.stop_gradient(more)
 
 
-def many_axes(problem, starts, num_evaluations, jitter):
+def many_axes(problem, starts, max_evaluations, jitter):
     """Kernels, their likelihood, where Newton starts, and its step."""
     dtype, shape = problem.grid[0].dtype, problem.shape
     kernels, matrices, jitters, likelihood = [], [], [], jnp.zeros((), dtype)
@@ -181,7 +184,7 @@ def many_axes(problem, starts, num_evaluations, jitter):
             return log_likelihood(_gram(kernel, x, 0), lines, jitter, num)
 
         kernel, value = maximize(
-            likelihood_fn, covariance_fn, starts[axis], num_evaluations, jitter
+            likelihood_fn, covariance_fn, starts[axis], max_evaluations, jitter
         )
         correlations, scale = correlate(_gram(kernel, x, 0))
         lower, used = cholesky(correlations, jitter)

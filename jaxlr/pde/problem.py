@@ -236,7 +236,7 @@ class Benchmark(NamedTuple):
     faces: tuple[Face, ...] | None = None
 
     def shorten(self, share: float) -> "Benchmark":
-        """On about this share of the domain along every axis, points as close as here.
+        """The problem on a share of the domain along every axis, at the same spacing.
 
         Args:
             share: Share of the length that is kept.

@@ -37,6 +37,10 @@ def traced(**options):
         (lambda: call(local_window_size=-1), "`local_window_size` must be an integer"),
         (lambda: call(local_window_size=(1,)), "each of the 2 modes"),
         (
+            lambda: call(local_window_size=((2, 2.5), 1), is_causal=True),
+            "`local_window_size` must be an integer >= 0, got 2.5",
+        ),
+        (
             lambda: call(key_lengths=jnp.array([6, 0])),
             r"`key_lengths` must be in \[0, 5\]",
         ),

@@ -62,7 +62,7 @@ def arguments_are_described(root: Path) -> Iterator[str]:
             nodes = [signature.node, *_lineage(signature, classes)]
             docs = [ast.get_docstring(node) or "" for node in nodes]
             described = {name for doc in docs for name in entries(doc)}
-            described |= set(_fields_described(signature.owner))
+            described |= _fields_described(signature.owner).keys()
             text = " ".join(docs)
             for name, _ in signature.annotated():
                 if name in described or re.search(rf"`[^`\n]*\b{name}\b[^`]*`", text):
@@ -87,16 +87,18 @@ def _lineage(signature: source.Signature, classes: dict[str, ast.ClassDef]) -> l
     return found
 
 
-def _fields_described(owner) -> Iterator[str]:
-    """Fields with a docstring beneath."""
+def _fields_described(owner) -> dict[str, str]:
+    """Field -> the docstring beneath it."""
     body = owner.body if isinstance(owner, ast.ClassDef) else []
+    found: dict[str, str] = {}
     for field, below in itertools.pairwise(body):
         match field, below:
             case (
                 ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str())),
+                ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                yield name
+                found[name] = " ".join(text.split())
+    return found
 
 
 def no_telegrams(root: Path) -> Iterator[str]:
@@ -110,6 +112,21 @@ def no_telegrams(root: Path) -> Iterator[str]:
                     method = "" if node is item.node else f".{node.name}"
                     at = item.file.at(node)
                     yield f"{at}: {item.name}{method}({name}): {text!r}"
+
+
+def experiments_are_described(root: Path) -> Iterator[str]:
+    """Docs of hyper-parameters, metrics and arguments of experiments are no telegrams.
+
+    Those of fields are what the command line and the axes of figures show.
+    """
+    for file in source.files(root, "experiments"):
+        for node in ast.walk(file.tree):
+            if not isinstance(node, (ast.ClassDef, *source.FUNCTIONS)):
+                continue
+            texts = entries(ast.get_docstring(node) or "") | _fields_described(node)
+            for name, text in texts.items():
+                if is_telegram(text):
+                    yield f"{file.at(node)}: {node.name}({name}): {text!r}"
 
 
 def settings_are_listed(root: Path) -> Iterator[str]:

@@ -34,28 +34,39 @@ _RUNS = {"run", "run_until"}
 
 
 def experiments_have_no_loop(root: Path) -> Iterator[str]:
-    """Experiments hand a Solver to `core.loop`; none steps, wraps or trains itself.
+    """Experiments hand a Solver to `core.loop`; none loops over its steps by itself.
 
-    Benchmarks do: they time single steps, and other libraries' loops.
+    A Solver whose step is a whole run looks while it trains, for which there is
+    `watch_fn`; but a long run, whose segments count such steps, has no other way.
+    Benchmarks loop: they time single steps, and other libraries.
     """
     for file in source.files(root, "experiments"):
         if file.folder == "experiments/benchmarks":
             continue
         inner = {node.name: node for node in source.functions(file.tree)}
-        for node in ast.walk(file.tree):
+        nodes = list(ast.walk(file.tree))
+        calls = [node for node in nodes if isinstance(node, ast.Call)]
+        is_long = any(
+            source.terminal(call) == "Experiment" and "solver" in _keywords(call)
+            for call in calls
+        )
+        for node in nodes:
             if isinstance(node, ast.Call):
                 name = source.terminal(node)
-                if name in _LOOPS and any(_steps(a, inner) for a in node.args):
+                if name in _LOOPS and any(
+                    _steps(part, inner, _takes_steps) for part in _given(node)
+                ):
                     yield f"{file.at(node)}: a training loop by `{name}`"
-                if name == "Solver":
-                    yield f"{file.at(node)}: a Solver of its own"
+                if name == "Solver" and not is_long:
+                    if any(_steps(part, inner, _is_run) for part in _given(node)):
+                        yield f"{file.at(node)}: a Solver whose step is a run"
                 if name == "_replace" and {"step", "init"} & _keywords(node):
                     yield f"{file.at(node)}: wraps a Solver's step"
                 if name == "apply_updates":
                     yield f"{file.at(node)}: takes a step of optax"
             if isinstance(node, ast.For | ast.While):
-                calls = [n for part in node.body for n in ast.walk(part)]
-                if any(_is_step(call) for call in calls):
+                body = [n for part in node.body for n in ast.walk(part)]
+                if any(map(_is_step, body)):
                     yield f"{file.at(node)}: a training loop in Python"
 
 
@@ -63,12 +74,18 @@ def _keywords(call: ast.Call) -> set[str | None]:
     return {keyword.arg for keyword in call.keywords}
 
 
+def _given(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(keyword.value for keyword in call.keywords)]
+
+
 def _is_step(node: ast.AST) -> bool:
-    """`solver.step(...)`, `loop.take_step(...)`."""
-    return isinstance(node, ast.Call) and (
-        source.terminal(node) == "take_step"
-        or (isinstance(node.func, ast.Attribute) and node.func.attr == "step")
-    )
+    """`solver.step`, called or handed on; `loop.take_step`."""
+    is_attribute = isinstance(node, ast.Attribute) and node.attr == "step"
+    return is_attribute or source.terminal(node) == "take_step"
+
+
+def _takes_steps(node: ast.AST) -> bool:
+    return _is_step(node) or _is_run(node)
 
 
 def _is_run(node: ast.AST) -> bool:
@@ -78,16 +95,14 @@ def _is_run(node: ast.AST) -> bool:
     return node.func.attr in _RUNS and source.terminal(node.func.value) == "loop"
 
 
-def _steps(body: ast.AST, inner: dict, seen: frozenset = frozenset()) -> bool:
-    """Whether a loop's body takes solver steps, itself or by the file's functions."""
+def _steps(body: ast.AST, inner: dict, is_it, seen: frozenset = frozenset()) -> bool:
+    """Whether a body holds what is sought, itself or by the file's functions."""
     for node in ast.walk(body):
-        if _is_step(node) or _is_run(node):
-            return True
-        if isinstance(node, ast.Attribute) and node.attr == "step":
+        if is_it(node):
             return True
         name = node.id if isinstance(node, ast.Name) else ""
         if name in inner and name not in seen:
-            if _steps(inner[name], inner, seen | {name}):
+            if _steps(inner[name], inner, is_it, seen | {name}):
                 return True
     return False
 

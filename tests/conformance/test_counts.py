@@ -55,7 +55,7 @@ CASES = [
 
 
 def test_there_are_examples():
-    assert len(CASES) >= 15
+    assert len(CASES) >= 30
 
 
 @ft.cache

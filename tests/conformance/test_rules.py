@@ -21,25 +21,7 @@ RULES = {
 }
 
 
-# The project is on its way to keep the others.
-IN_FORCE = [
-    "rooms_have_lines",
-    "imports_go_down",
-    "experiments_import_the_library",
-    "no_circles",
-    "private_names_stay",
-    "exceptions_are_needed",
-    "settings_are_listed",
-    "tests_check_something",
-    "has_entry",
-    "has_row",
-    "has_wrong",
-    "has_an_experiment",
-    "is_typed",
-]
-
-
-@pytest.mark.parametrize("name", IN_FORCE)
+@pytest.mark.parametrize("name", RULES)
 def test_the_project_keeps_the_rule(name):
     found = list(RULES[name](source.ROOT))
     assert not found, "\n".join([f"{RULES[name].__doc__}", *found])
@@ -141,6 +123,8 @@ def appended(name, text):
     return {name: f"{PROJECT.get(name, '')}\n{text}\n"}
 
 
+FIELD = 'class HParams:\n    size: int\n    """Of it [1]."""'
+ARGUMENT = 'def f(x):\n    """F.\n\n    Args:\n        x: X.\n    """'
 # (rule, files that break it)
 PLANTED = [
     ("rooms_have_lines", {"jaxlr/ridge/theory.py": '"""Theory."""'}),
@@ -208,6 +192,8 @@ PLANTED = [
     ("no_telegrams", edited(SOLVER, ("Number of steps to take. ", ""))),
     ("no_telegrams", edited(SOLVER, ("The instance to solve", "As `gd`"))),
     ("no_telegrams", edited(SOLVER, ("The instance to solve", "k. Static"))),
+    ("experiments_are_described", {"experiments/ridge/a.py": FIELD}),
+    ("experiments_are_described", {"experiments/ridge/a.py": ARGUMENT}),
     ("settings_are_listed", edited(SOLVER, ("= False)", "= False, **settings)"))),
     ("functions_are_short", {"jaxlr/a.py": "def f():\n" + "    x = 1\n" * 80}),
     (
@@ -237,7 +223,9 @@ LOOPS = [
     "step = solver.step\nlax.scan(lambda s, t: f(solver.step, s), 0, keys)",
     "for t in times:\n    state, info = solver.step(key, state)",
     "solver = solver._replace(step=step)",
-    "solver = Solver(init, step)",
+    "def step(key, s):\n    return loop.run(key, solver, 3, state=s)\n"
+    "Solver(solver.init, step)",
+    "lax.scan(f=solver.step, init=0, xs=keys)",
     "params = optax.apply_updates(params, updates)",
 ]
 PLANTED += [
@@ -276,6 +264,21 @@ HANDED_ON = [
     'choice("num_steps", num_steps, (1, 2))',
     "Box(num_steps)",
 ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Solver(lambda key: 0, lambda key, w: (w - gradient(w), None))",
+        "Solver(init, lambda key, s: (solver.step(key, s.state), best(s)))",
+        "jax.lax.scan(lambda s, t: (s + t, s), 0, times)",
+        "for solver in solvers:\n    loop.run(key, solver, 3)",
+        "Solver(i, lambda k, s: loop.run(k, t, 3, state=s))\nExperiment(solver=f)",
+    ],
+)
+def test_what_is_no_training_loop(tmp_path, text):
+    write(tmp_path, PROJECT | {"experiments/ridge/a.py": text})
+    assert not list(shape.experiments_have_no_loop(tmp_path))
 
 
 @pytest.mark.parametrize("call", HANDED_ON)

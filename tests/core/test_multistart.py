@@ -225,3 +225,12 @@ def test_batches_of_decompositions_do_not_wait_for_each_other():
         check=True,
     )
     assert "nan" not in done.stdout
+
+
+def test_the_least_loss_has_derivatives_as_the_end_of_one_run_has():
+    def least(a):
+        return fit(lambda x: jnp.sum((x - a) ** 2) + a**2, jnp.zeros((2, 3))).loss
+
+    with x64(True):
+        found = jax.vmap(jax.grad(least))(jnp.array([1.0, 3.0]))
+    np.testing.assert_allclose(found, [2, 6])

@@ -171,6 +171,32 @@ def test_adam_is_that_of_optax():
     np.testing.assert_allclose(state.params["w"], params["w"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_sam", [False, True])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(0.2),
+        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)),
+        optax.lbfgs(),
+    ],
+    ids=["sgd", "backtracking", "lbfgs"],
+)
+def test_complex_parameters_go_downhill(optimizer, is_sam):
+    """The gradient that jax gives is conjugate to the way uphill."""
+    goal, weight = jnp.array([1 + 2j, 0.5j - 1]), jnp.array([1.0, 2.0])
+
+    def loss(z):
+        return jnp.sum(weight * jnp.abs(z - goal) ** 2)
+
+    sam = sharpness.sam_value_and_grad(loss, 1e-4) if is_sam else None
+    solver = core.from_optax(
+        loss, optimizer, lambda key: jnp.zeros(2, complex), value_and_grad_fn=sam
+    )
+    state, info = loop.run(jr.key(0), solver, 40)
+    np.testing.assert_allclose(state.params, goal, atol=1e-3)
+    np.testing.assert_allclose(info.grad_norm[0], 2 * np.sqrt(10), rtol=1e-3)
+
+
 def rosenbrock(params):
     x, y = params["w"]
     return (1 - x) ** 2 + 100 * (y - x**2) ** 2

@@ -222,15 +222,15 @@ def test_misuse_is_named():
         ),
         (
             lambda: covariance.Matern(0.0),
-            r"`lengthscale` must be positive and finite, got 0\.0",
+            r"`lengthscale` must be in \(0, inf\], got 0\.0",
         ),
         (
             lambda: covariance.SquaredExponential(jnp.nan),
-            r"`lengthscale` must be positive and finite, got nan",
+            r"`lengthscale` must be in \(0, inf\], got nan",
         ),
         (
             lambda: covariance.Periodic(-1.0, 1.0),
-            r"`period` must be positive and finite, got -1",
+            r"`period` must be in \(0, inf\], got -1",
         ),
         (
             lambda: covariance.RationalQuadratic(1.0, 0),
@@ -271,3 +271,17 @@ def test_misuse_is_named():
             make()
     with pytest.raises(TypeError, match=r"unsupported operand"):
         _ = k + 1.0
+
+
+def test_an_infinite_lengthscale_makes_a_constant():
+    kernels = (
+        covariance.SquaredExponential(np.inf),
+        covariance.RationalQuadratic(np.inf, 1.0),
+        covariance.Matern(np.inf),
+        covariance.Periodic(1.0, np.inf),
+        covariance.Periodic(np.inf, 1.0),
+    )
+    tau = jnp.linspace(-1, 1, 5)
+    for kernel in kernels:
+        np.testing.assert_array_equal(kernel(tau), 1)
+        np.testing.assert_array_equal(kernel(tau, 1), 0)

@@ -441,3 +441,8 @@ def test_misuse_is_named():
         jax.jit(jax.hessian(lambda s: process(LENGTHS, s).log_marginal_likelihood(Y)))(
             0.1
         )
+
+
+def test_no_steps_leave_gaps_unsolved_and_the_status_says_so():
+    _, info = process(LENGTHS, 0.1, GAPS, max_steps=0).solve(Y)
+    assert info.status != Status.CONVERGED

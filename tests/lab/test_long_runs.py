@@ -349,3 +349,25 @@ def test_the_step_key_is_folded_in_by_the_step():
     _, loop_key = loop.split_key(solve_key)
     wanted = jax.vmap(lambda t: jr.key_data(jr.fold_in(loop_key, t)))(jnp.arange(4))
     np.testing.assert_array_equal(words, wanted)
+
+
+def test_a_checkpoint_whose_arrays_have_other_names_is_refused(
+    tmp_path, written, one_step
+):
+    """Of the same shapes, in another order: two metrics would be exchanged."""
+    written.stop = 30
+    with pytest.raises(KeyboardInterrupt):
+        sweep(toys.long(), directory=tmp_path, chunk=3)
+    written.stop = -1
+    (checkpoint,) = (tmp_path / "segments").iterdir()
+    arrays = store.read_arrays(checkpoint)
+    names = [f"leaf{i}" if name != "t" else name for i, name in enumerate(arrays)]
+    store.write_arrays(checkpoint, dict(zip(names, arrays.values(), strict=True)))
+    with pytest.raises(store.RunDirectoryError, match="Delete that one file"):
+        sweep(toys.long(), directory=tmp_path, resume=True)
+
+
+def test_the_number_of_steps_may_be_an_integer_of_numpy():
+    num_steps = np.int64(4)
+    found = sweep(toys.long().replace(num_steps=num_steps))
+    assert found.sizes["step"] == num_steps

@@ -148,3 +148,15 @@ def test_a_line_is_the_median_of_the_seeds_and_its_band_their_range():
     np.testing.assert_allclose(line.get_ydata(), kept.median("seed"))
     low, high = band.get_paths()[0].get_extents().intervaly
     np.testing.assert_allclose((low, high), (kept.min(), kept.max()))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "shape"), [(1, 1, (1,)), (1, 3, (3,)), (2, 3, (2, 3))]
+)
+def test_panels_are_a_row_or_rows_of_axes(rows, columns, shape):
+    page, axes = plot.panels(rows, columns, size=(5.0, 3.0), has_shared_y=True)
+    assert np.shape(axes) == shape
+    assert tuple(page.get_size_inches()) == (5, 3)
+    np.ravel(axes)[0].set_ylim(2, 4)
+    assert np.ravel(axes)[-1].get_ylim() == (2, 4)
+    assert page.get_layout_engine() is not None

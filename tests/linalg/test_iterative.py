@@ -328,3 +328,9 @@ def test_numbers_whose_squares_are_none(method, size):
     x, info = method(lambda x: 2 * x, b, tolerance=1e-5, max_steps=10)
     assert info.status == Status.CONVERGED
     np.testing.assert_allclose(x, b / 2)
+
+
+def test_refinement_of_what_is_not_a_number_is_none():
+    b = jnp.array([jnp.nan, 1.0])
+    x, _ = linalg.refine(lambda x: x, lambda r: (r, 1), b, max_steps=3)
+    assert np.isnan(x).all()

@@ -65,7 +65,7 @@ def train(*args, fn=pde.collocation_solve, is_jitted=True, **settings):
 
 
 def solve(*args, **settings):
-    return train(*args, num_evaluations=0, **settings)
+    return train(*args, max_evaluations=0, **settings)
 
 
 X, Y = np.linspace(0, 1, 7), np.linspace(0, 2, 8)

@@ -142,7 +142,7 @@ class Turned(covariance.Kernel):
 def test_training_follows_what_fields_say_whatever_they_are_called():
     start = Turned(0.5, -0.5, 3.0)
     with x64(True):
-        before, after = (train(wavy(20), start, num_evaluations=num) for num in (0, 15))
+        before, after = (train(wavy(20), start, max_evaluations=num) for num in (0, 15))
         (kernel,) = after.kernels
     assert after.log_marginal_likelihood > before.log_marginal_likelihood + 1
     assert np.isfinite(after.solution).all()
@@ -154,7 +154,7 @@ def test_training_follows_what_fields_say_whatever_they_are_called():
 def test_held_hyper_parameters_have_derivatives_where_nothing_is_trained():
     def total(frequencies):
         kernel = eqx.tree_at(lambda k: k.frequencies, mixture(30.0), frequencies)
-        found = pde.collocation_solve(wavy(12), kernel, num_evaluations=0)
+        found = pde.collocation_solve(wavy(12), kernel, max_evaluations=0)
         return jnp.sum(found.solution**2)
 
     with x64(True):
@@ -182,9 +182,9 @@ def test_training_raises_the_likelihood_and_the_best_start_wins():
     with x64(True):
         problem, starts = wavy(), [mixture(30.0), mixture(3.0)]
         untrained = [solve(problem, start) for start in starts]
-        each = [train(problem, start, num_evaluations=15) for start in starts]
-        both = train(problem, [starts], num_evaluations=15)
-        short = train(problem, starts[1], num_evaluations=5)
+        each = [train(problem, start, max_evaluations=15) for start in starts]
+        both = train(problem, [starts], max_evaluations=15)
+        short = train(problem, starts[1], max_evaluations=5)
         (kernel,) = both.kernels
     before, after = (
         [float(r.log_marginal_likelihood) for r in rs] for rs in (untrained, each)
@@ -218,7 +218,7 @@ def test_training_by_lines_of_the_source_or_of_the_boundary(has_source):
         found = train(
             problem,
             covariance.SquaredExponential(0.1),
-            num_evaluations=50,
+            max_evaluations=50,
             jitter=1e-10,
         )
         untrained = solve(problem, covariance.SquaredExponential(0.1))
@@ -259,7 +259,7 @@ def test_gradients(fn, num_axes):
                 (problem.source + t * weights, problem.boundary * (1 + t)),
             )
             found = fn(
-                moved, covariance.Matern(0.8 + t), num_evaluations=0, jitter=1e-10
+                moved, covariance.Matern(0.8 + t), max_evaluations=0, jitter=1e-10
             )
             return jnp.sum(weights * found.solution)
 
@@ -279,7 +279,7 @@ class Indefinite(covariance.Kernel):
 def test_misuse_is_named():
     kernel = covariance.Matern(0.7)
     with pytest.raises(ValueError, match=r"an integer >= 0, got -1"):
-        pde.collocation_solve(problem_1d(), kernel, num_evaluations=-1)
+        pde.collocation_solve(problem_1d(), kernel, max_evaluations=-1)
     with pytest.raises(ValueError, match=r"`max_steps` must be an integer >= 1, got 0"):
         pde.newton_collocation(problem_1d(), kernel, max_steps=0)
     with pytest.raises(ValueError, match=r"each of 2 axes, a kernel or several, got 1"):
@@ -337,5 +337,21 @@ def test_no_data_train_nothing():
             *(0.0, 1.0),
             faces=((0, 0), (0, -1)),
         )
-        found = train(problem, covariance.SquaredExponential(0.3), num_evaluations=10)
+        found = train(problem, covariance.SquaredExponential(0.3), max_evaluations=10)
     np.testing.assert_allclose(found.kernels[0].lengthscale, 0.3)
+
+
+@pytest.mark.slow
+def test_with_several_starts_the_source_has_derivatives_too():
+    x = np.linspace(0, 1, 12)
+
+    def total(scale):
+        problem = pde.manufactured(
+            lambda u: u(2), lambda x: scale * jnp.sin(3 * x), (x,)
+        )
+        starts = [covariance.Matern(0.3), covariance.Matern(0.6)]
+        found = pde.collocation_solve(problem, [starts], max_evaluations=12)
+        return jnp.sum(found.solution)
+
+    with x64(True):
+        np.testing.assert_allclose(jax.grad(total)(1.5), total(1.0), rtol=1e-3)

@@ -30,7 +30,7 @@ from tests.pde._collocation import (
 )
 
 
-solve = ft.partial(train, fn=pde.newton_collocation, num_evaluations=0)
+solve = ft.partial(train, fn=pde.newton_collocation, max_evaluations=0)
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_lanes_are_single_solutions(num_axes):
         def one(source):
             problem = pde.Problem(equation, grid, source, 0.5)
             return pde.newton_collocation(
-                problem, covariance.Matern(0.7), num_evaluations=0
+                problem, covariance.Matern(0.7), max_evaluations=0
             )
 
         lanes = jax.jit(jax.vmap(one))(sources)

@@ -475,7 +475,9 @@ def test_constructors_name_what_is_wrong():
     ):
         ops.identity(SHAPE).rip_constant(jr.key(0), rank=1, num_steps=-1)
     f, g, y = jnp.ones((6, 1)), jnp.ones((5, 1)), jnp.ones(SHAPE)
-    with pytest.raises(ValueError, match=r"`huber_delta` must be > 0, got -1"):
+    with pytest.raises(
+        ValueError, match=r"`huber_delta` must be in \(0, inf\], got -1"
+    ):
         ops.residual_gradient(
             ops.identity(SHAPE), f, g, y, loss="huber", huber_delta=-1.0
         )

@@ -1,4 +1,4 @@
-"""Truths, photographs and metrics."""
+"""Truths, metrics, noise, outliers and levels."""
 
 import jax
 import jax.numpy as jnp

@@ -395,7 +395,9 @@ def test_misuse_is_named():
         ValueError, match=r"`num_points` must be an integer >= 2, got 1"
     ):
         flatness.spectral_density(key, quadratic, w, num_points=1)
-    with pytest.raises(ValueError, match=r"`num_probes` must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match=r"`num_probes` must be an integer >= 1, got 0"
+    ):
         flatness.spectral_density(key, quadratic, w, num_probes=0)
     density = flatness.SpectralDensity(*[jnp.ones((2, 3))] * 4)
     with pytest.raises(ValueError, match=r"not a batch of shape \(2, 3\)"):

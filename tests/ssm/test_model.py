@@ -411,11 +411,11 @@ def test_sizes_may_be_those_of_numpy(layer):
         ),
         (
             lambda: stack("s5").scan(jnp.ones((4, 2)), length=5),
-            r"`lengths` must be in 0\.\.4, got 5",
+            r"`lengths` must be in \[0, 4\], got 5",
         ),
         (
             lambda: LAYERS["s5"](jr.key(0)).scan(jnp.ones((4, 3)), length=-1),
-            r"`lengths` must be in 0\.\.4, got -1",
+            r"`lengths` must be in \[0, 4\], got -1",
         ),
         (
             lambda: LAYERS["s4d"](jr.key(0))(jnp.ones((4, 1))),

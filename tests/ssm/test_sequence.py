@@ -358,7 +358,7 @@ def test_a_known_step_that_is_not_positive_is_named_under_jit(dt):
         ),
         (
             lambda: ssm.scan(*args(), np.zeros((1, 8)), lengths=np.array([9])),
-            "`lengths` must be in 0..8",
+            r"`lengths` must be in \[0, 8\], got .*9",
         ),
         (
             lambda: ssm.scan(*args(), np.zeros((1, 8)), lengths=np.array([2.5])),

@@ -123,7 +123,7 @@ def _float32(*shape):
 
 
 def _power(size):
-    """Of two, and no smaller."""
+    """The least power of two that is no smaller than the size."""
     return max(_LEAST, 1 << (size - 1).bit_length())
 
 
@@ -209,7 +209,7 @@ def _launch(plan, group, rows, saved, kernel, out_shape, size, *, name, num_prod
 
 
 class _Block(NamedTuple):
-    """Of rows.
+    """A block of rows.
 
     Attributes:
         at: Where they are.

@@ -222,13 +222,13 @@ def _reach(plan, length, mode, i):
 
 
 def _tile(plan, length, mode, i, step):
-    """Of a step; at steps that see nothing, one that is there already."""
+    """The tile of a step; at steps that see nothing, one that is there already."""
     first, last = _reach(plan, length, mode, i)
     return jnp.clip(first + step, 0, last)
 
 
 def _most_seen(plan, length, mode):
-    """Of tiles, by any tile of queries."""
+    """The largest number of tiles that a tile of queries sees."""
     size, (left, right) = plan.sizes[mode], plan.windows[mode]
     num = length // size
     if left is None or right is None:

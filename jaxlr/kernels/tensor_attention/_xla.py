@@ -62,7 +62,7 @@ def _over_heads(function, head, *others):
 
 
 def _forward(plan, head):
-    """Of one head, a block of queries after another."""
+    """The output of one head, a block of queries after another."""
     num_blocks = head.query.shape[0] // plan.num_queries
     wide = jnp.promote_types(jnp.float32, head.query.dtype)
     features = head.query.shape[1]

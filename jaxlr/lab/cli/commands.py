@@ -218,7 +218,7 @@ def doctor() -> int:
 
 def _conclude(experiment: "Experiment", results: "xr.Dataset", directory: Path) -> int:
     """Judge, say what there is and where, the claims last; 0 if nothing fails."""
-    from jaxlr.lab import judging, report
+    from jaxlr.lab import judging, report, store
 
     console = report.console()
     judgement = judging.judge(experiment, results, directory)
@@ -228,12 +228,9 @@ def _conclude(experiment: "Experiment", results: "xr.Dataset", directory: Path) 
             f"{directory} --resume.",
             markup=False,
         )
-    for what, path in (
-        ("results", directory),
-        ("figure", directory / judging.FIGURE),
-        ("manifest", directory / "manifest.json"),
-    ):
-        if path.exists():
+    files = {"results": "", "figure": judging.FIGURE, "manifest": store.MANIFEST}
+    for what, name in files.items():
+        if (path := directory / name).exists():
             console.print(f"{what:9} {path}", markup=False, soft_wrap=True)
     for problem in judgement.problems:
         report.error(problem)

@@ -125,23 +125,13 @@ def parse(args: Sequence[str], prog: str = "jaxlr run") -> Invocation:
         )
     args.remove(name)
     experiment = find.find(name)
-    cls = dataclasses.make_dataclass(
-        "Run",
-        [
-            (
-                "x64",
-                Annotated[bool, tyro.conf.arg(help="Trace under 64-bit types.")],
-                dataclasses.field(default=experiment.x64),
-            ),
-            (
-                "hparams",
-                Annotated[_hparams_flags(experiment), tyro.conf.arg(name="")],
-                dataclasses.field(default_factory=dict),
-            ),
-        ],
-        bases=(General,),
-        frozen=True,
-    )
+    x64 = Annotated[bool, tyro.conf.arg(help="Trace under 64-bit types.")]
+    hparams = Annotated[_hparams_flags(experiment), tyro.conf.arg(name="")]
+    own = [
+        ("x64", x64, dataclasses.field(default=experiment.x64)),
+        ("hparams", hparams, dataclasses.field(default_factory=dict)),
+    ]
+    cls = dataclasses.make_dataclass("Run", own, bases=(General,), frozen=True)
     flags = tyro.cli(
         cls,
         args=args,

@@ -90,7 +90,7 @@ class Operator(eqx.Module):
         return value
 
     def apply(self, x: Float[Array, "n1 n2"]) -> Float[Array, "..."]:
-        """A(X).
+        """The measurements A(X).
 
         Raises:
             ValueError: If the shape of `x` is not `shape`, or if it is complex.

@@ -41,7 +41,7 @@ class EntrySampling(Operator):
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
-        """(m,)."""
+        """The shape (m,) of measurements."""
         return self.rows.shape
 
     @property

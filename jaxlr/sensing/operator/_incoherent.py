@@ -38,7 +38,7 @@ class Incoherent(Operator):
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
-        """(m,)."""
+        """The shape (m,) of measurements."""
         return self.base.measurement_shape
 
     @property

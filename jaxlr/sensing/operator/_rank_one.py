@@ -30,7 +30,7 @@ class RankOne(Operator):
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
-        """(m,)."""
+        """The shape (m,) of measurements."""
         return (self.left.shape[0],)
 
     @property

@@ -156,7 +156,7 @@ class Layer(eqx.Module):
         length: Int[ArrayLike, ""] | None = None,
         dt_scale: Hyper | Float[Array, " L"] = 1.0,
     ) -> tuple[Float[Array, "L H"], Complex[Array, "..."]]:
-        """From a state to a state.
+        """The outputs from one state on, and the state after them.
 
         Args:
             u: Input, the features of every step.

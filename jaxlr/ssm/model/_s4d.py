@@ -81,7 +81,7 @@ class S4D(Layer):
         return sequence.fft_conv(u.T, k).T + self.d * u
 
     def scan(self, u, state=None, *, resets=None, length=None, dt_scale=1.0):
-        """From a state to a state: see `Layer.scan`."""
+        """Outputs, and the state after them: see `Layer.scan`."""
         u = self._masked(u, length)
         y, state = sequence.scan(
             *self.system(dt_scale),

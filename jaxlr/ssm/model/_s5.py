@@ -76,7 +76,7 @@ class S5(Layer):
         length: Int[ArrayLike, ""] | None = None,
         dt_scale: Hyper | Float[Array, " L"] = 1.0,
     ) -> tuple[Float[Array, "L H"], Complex[Array, " N"]]:
-        """From a state to a state: see `Layer.scan`.
+        """Outputs, and the state after them: see `Layer.scan`.
 
         With dt_scale of shape (L,) every step has its own length: irregular samples.
 
