@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -120,7 +121,7 @@ def run(
             state, info = take_step(solver, loop_key, t, eqx.combine(state, static))
             return tree.partition(state)[0], info if watch_fn is None else None
 
-        return jax.lax.scan(body, state, times)
+        return _scan(body, state, times)
 
     def block(state, times):
         if watch_fn is None:
@@ -137,10 +138,9 @@ def run(
     whole = num_steps - (num_steps - head) % every
     if head:
         state, _ = advance(state, times[:head])
-    state, rows = jax.lax.scan(block, state, times[head:whole].reshape(-1, every))
+    state, rows = _scan(block, state, times[head:whole].reshape(-1, every))
     if whole < num_steps:
-        state, row = block(state, times[whole:])
-        row = jax.tree.map(lambda x: jnp.asarray(x)[None], row)
+        state, row = _scan(block, state, times[None, whole:])
         rows = jax.tree.map(lambda *x: jnp.concatenate(x), rows, row)
     return eqx.combine(state, static), rows
 
@@ -227,6 +227,24 @@ def _start(key, solver, first_step, state):
             )
         state = solver.init(init_key)
     return loop_key, *tree.partition(state)
+
+
+def _scan(body, state, xs):
+    """`lax.scan` that stays a loop.
+
+    XLA takes a loop of one trip apart, and what is then fused with its surroundings is
+    rounded otherwise than in a longer one. That loop is all that the attribute keeps.
+    """
+
+    def unmarked(state, x):
+        with set_xla_metadata(**{_STAYS: None}):
+            return body(state, x)
+
+    with set_xla_metadata(**{_STAYS: "true"}):
+        return jax.lax.scan(unmarked, state, xs)
+
+
+_STAYS = "skip-simplify-while-loops_trip-count-one"
 
 
 def num_steps_of(experiment: Experiment, hparams: Any) -> int:
