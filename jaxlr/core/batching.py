@@ -5,31 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-
-
-def vmap(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
-    """`jax.vmap`, but one lane alone is called as it is.
-
-    Batching loops in loops is slow to trace, and makes both sides of a `cond` run.
-
-    Args:
-        fn: Of pytrees of arrays.
-        in_axes: Of every argument 0, the axis of lanes in front of all of its arrays,
-            or None, the same for all lanes; one at least is 0.
-    """
-
-    def call(*args):
-        pairs = list(zip(args, in_axes, strict=True))
-        mapped = jax.tree.leaves([x for x, axis in pairs if axis is not None])
-        if any(len(x) != 1 for x in mapped):
-            return jax.vmap(fn, in_axes)(*args)
-        lane = [
-            x if axis is None else jax.tree.map(lambda x: x[0], x) for x, axis in pairs
-        ]
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], fn(*lane))
-
-    return call
 
 
 def one_by_one(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 import optax
 
 from jaxlr.core import checks, loop
-from jaxlr.core.batching import one_by_one, vmap
+from jaxlr.core.batching import one_by_one
 from jaxlr.core.optimizer import from_optax, OptaxState
 from jaxlr.core.types import Hyper, Solver
 
@@ -73,11 +73,9 @@ def multistart(solve: Callable[[Any], Minimum], starts: PyTree) -> Fitted:
             "`starts` must have an axis of r >= 1 starts in front of every parameter, "
             f"got shapes {shapes}."
         )
-    run = vmap(solve, (0,))
-    if shapes[0][0] > 1:
-        serial = ft.partial(jax.lax.map, solve)
-        run = ft.partial(jax.lax.platform_dependent, cpu=serial, default=run)
-    params, losses, num_steps, status = run(starts)
+    params, losses, num_steps, status = jax.lax.platform_dependent(
+        starts, cpu=ft.partial(jax.lax.map, solve), default=jax.vmap(solve)
+    )
     best = jnp.argmin(losses)
     params = jax.tree.map(lambda x: x[best], params)
     return Fitted(params, losses[best], losses, num_steps, status)

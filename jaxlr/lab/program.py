@@ -1,8 +1,8 @@
 """A traced lane as a compiled program: seeds outside, cells inside, devices around.
 
-Every chunk width is a `vmap` of one trace, one lane alone that trace itself. Inside a
-seed the key is not batched, so what depends on the seed alone exists once a seed. The
-cell axis is sharded by `shard_map`, in which lanes never talk.
+Every chunk width is a `vmap` of one trace. Inside a seed the key is not batched, so
+what depends on the seed alone exists once a seed. The cell axis is sharded by
+`shard_map`, in which lanes never talk.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from jaxlr.core import batching, compat
+from jaxlr.core import compat
 from jaxlr.core.types import Experiment
 from jaxlr.lab.lane import Lane
 
@@ -48,8 +48,8 @@ def chunk_function(lane: Lane) -> Callable[..., list[jax.Array]]:
     def one(seed, index, columns, state, times):
         return lane.function(seed, index, *columns, *state, *times)
 
-    over_cells = batching.vmap(one, (None, None, 0, 0, None))
-    over_seeds = batching.vmap(over_cells, (None, 0, None, 0, None))
+    over_cells = jax.vmap(one, (None, None, 0, 0, None))
+    over_seeds = jax.vmap(over_cells, (None, 0, None, 0, None))
 
     def chunk(seed, indices, values, state=(), times=()):
         columns = [values[name] for name in names]

@@ -5,7 +5,6 @@ import functools as ft
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxlr.core import batching
 
@@ -42,18 +41,3 @@ def test_one_by_one_sees_what_it_closes_over_and_lanes_do_not_wait():
     np.testing.assert_array_equal(found, [[1, 5], [1, 5]])
     _, in_lockstep = steps_counted(ft.partial(run, is_serial=False), ends, steps)
     assert (num, in_lockstep) == (1 + 5 + 2 + 10, 4 * 10)
-
-
-@pytest.mark.parametrize("num_lanes", [1, 2])
-def test_lanes_are_batched_but_one_alone_is_not(num_lanes):
-    seen = []
-
-    def fn(scale, x):
-        seen.append(isinstance(x, jax.core.Tracer))
-        return {"scaled": scale * x, "constant": 3}
-
-    x = jnp.arange(3.0 * num_lanes).reshape(num_lanes, 3)
-    found = batching.vmap(fn, (None, 0))(2.0, x)
-    np.testing.assert_array_equal(found["scaled"], 2 * x)
-    assert found["constant"].shape == (num_lanes,)
-    assert seen == [num_lanes > 1]
