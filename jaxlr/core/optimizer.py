@@ -75,8 +75,11 @@ def from_optax(
 
     Returns:
         A `Solver` with `OptaxState` and `OptaxInfo`. A step costs one value and
-        gradient, and an update of the optimizer. `init` raises a `ValueError` if no
-        floating or complex array is among the parameters.
+        gradient, and an update of the optimizer.
+
+    Raises:
+        ValueError: By the solver's `init`, if no floating or complex array is among the
+            parameters.
 
     References:
         Bottou, Curtis, Nocedal. "Optimization Methods for Large-Scale Machine
@@ -89,10 +92,8 @@ def from_optax(
 
     def init(key: Key[Array, ""]) -> OptaxState:
         params = params_fn(key)
-        trained = eqx.filter(params, eqx.is_inexact_array)
-        if not jax.tree.leaves(trained):
-            raise ValueError(f"`params_fn` gives no array to train, got {params!r}.")
-        return OptaxState(params, optimizer.init(trained), jnp.zeros((), int))
+        opt_state = optimizer.init(_trained(params))
+        return OptaxState(params, opt_state, jnp.zeros((), int))
 
     def step(key: Key[Array, ""], state: OptaxState) -> tuple[OptaxState, OptaxInfo]:
         batch = () if batch_fn is None else batch_fn(key, state.step)
@@ -119,6 +120,14 @@ def from_optax(
         return OptaxState(after, opt_state, state.step + 1), info
 
     return Solver(init, step)
+
+
+def _trained(params):
+    """The leaves that are trained; None in the place of others."""
+    trained = eqx.filter(params, eqx.is_inexact_array)
+    if not jax.tree.leaves(trained):
+        raise ValueError(f"`params_fn` gives no array to train, got {params!r}.")
+    return trained
 
 
 def epoch_batch(
