@@ -93,7 +93,8 @@ def test_results_are_labelled(name, smoke_results):
     for variable in results.data_vars.values():
         if not variable.name.endswith("_length"):
             assert variable.attrs.get("long_name"), variable.name
-    assert lab.hparams(results)
+    fields = {f.name for f in dataclasses.fields(smoke(name).hparams)}
+    assert fields <= {*lab.hparams(results), *results.coords}
 
 
 @by_name()

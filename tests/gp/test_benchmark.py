@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.benchmarks import gp as benchmark
-from jaxlr import gp, pde
+from jaxlr import pde
 from jaxlr.core import compat
 
 
@@ -12,7 +12,7 @@ def test_every_part_runs(monkeypatch):
     for name, value in {"SIDE": 8, "LARGE": 12, "HM_STEPS": 2}.items():
         monkeypatch.setattr(benchmark, name, value)
     first = pde.BENCHMARKS[benchmark.FIRST].shorten(0.05)
-    monkeypatch.setattr(gp, "BENCHMARKS", {benchmark.FIRST: first})
+    monkeypatch.setattr(pde, "BENCHMARKS", {benchmark.FIRST: first})
     with compat.x64(True):
         grid, sides = benchmark.of_grid(), benchmark.of_sides()
         gaps, rates = benchmark.of_gaps(), benchmark.of_gp_hm()
