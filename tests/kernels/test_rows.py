@@ -205,6 +205,7 @@ def test_misuse_is_named():
                 draw(jr.key(0), **sizes)
 
 
+@pytest.mark.misuse
 def test_integers_of_numpy_are_counts():
     sizes = np.int64(9), np.int64(40)
     with compat.x64(True):

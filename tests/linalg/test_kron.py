@@ -295,6 +295,7 @@ def test_types_follow_the_factors():
     assert linalg.kron_eigh([np.eye(3, dtype=int)]).spectrum.dtype == jnp.float32
 
 
+@pytest.mark.misuse
 def test_outer_products_of_all_axes_or_of_all_but_one():
     a, b, c = np.arange(1.0, 3), np.arange(1.0, 4), np.arange(1.0, 5)
     want = np.einsum("i,j,k->ijk", a, b, c)

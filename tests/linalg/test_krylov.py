@@ -219,6 +219,7 @@ def test_misuse_is_named():
         linalg.stochastic_lanczos(key, lambda x: x, 4, num_probes=0, num_steps=2)
 
 
+@pytest.mark.misuse
 def test_integers_of_numpy_are_counts():
     key, two = jr.key(0), np.int64(2)
     settings = {"num_probes": two, "num_steps": two, "batch_size": two}
