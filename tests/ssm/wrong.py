@@ -38,7 +38,7 @@ WRONG = {
     },
     "msam": {
         "SAM / AdamW": ("curvature", NAN, (SAM, times(4))),
-        "mSAM / AdamW": ("curvature", NAN, (MSAM, times(10))),
+        "mSAM / AdamW": ("curvature", NAN, (MSAM, times(5))),
         "SAM, mSAM": ("accuracy", NAN, (SAM, plus(0.1)), (MSAM, plus(0.1))),
         "mSAM: test": ("accuracy", NAN, (SAM, plus(0.1)), (MSAM, plus(-0.1))),
         "AdamW: share": ("memorized", NAN, ({"rho": 0.0}, plus(0.15))),
