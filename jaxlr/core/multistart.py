@@ -1,7 +1,6 @@
 """Small problems minimized by quasi-Newton steps, from many starts."""
 
 from collections.abc import Callable
-import functools as ft
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -55,8 +54,8 @@ def multistart(solve: Callable[[Any], Minimum], starts: PyTree) -> Fitted:
     """The least of the minima that are found from r starts, in one program.
 
     Runs that ended or became infinite do not move any more, and do not disturb the
-    others. On a CPU they go one after the other, the searches of `lbfgs` also under
-    `vmap`; elsewhere in lockstep, where all wait for the longest line search of any.
+    others. On a CPU the searches of `lbfgs` go one after the other; elsewhere runs go
+    in lockstep, where all wait for the longest line search of any.
     Differentiable as `solve` is.
 
     Args:
@@ -73,9 +72,7 @@ def multistart(solve: Callable[[Any], Minimum], starts: PyTree) -> Fitted:
             "`starts` must have an axis of r >= 1 starts in front of every parameter, "
             f"got shapes {shapes}."
         )
-    params, losses, num_steps, status = jax.lax.platform_dependent(
-        starts, cpu=ft.partial(jax.lax.map, solve), default=jax.vmap(solve)
-    )
+    params, losses, num_steps, status = jax.vmap(solve)(starts)
     best = jnp.argmin(losses)
     params = jax.tree.map(lambda x: x[best], params)
     return Fitted(params, losses[best], losses, num_steps, status)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlr.core import checks, Count, lbfgs, Minimum, multistart, tree
+from jaxlr.core.batching import one_by_one
 from jaxlr.covariance import constrain, hold, Kernel, unconstrain
 from jaxlr.covariance.training import LOG, ways
 
@@ -132,7 +133,9 @@ def maximize(
     if len(logs) == 1:  # misuse of a single one is named
         best = train(logs[0])
     else:
-        best = multistart(train, jax.tree.map(lambda *x: jnp.stack(x), *logs))
+        best = multistart(
+            one_by_one(train), jax.tree.map(lambda *x: jnp.stack(x), *logs)
+        )
     return constrain(best.params), -best.loss
 
 
