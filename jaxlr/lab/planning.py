@@ -12,6 +12,7 @@ from jaxlr.core import checks
 from jaxlr.core.types import Experiment
 from jaxlr.lab import grid, memory, program, provenance, store
 from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.gate import Gate
 from jaxlr.lab.memory import format_bytes
 from jaxlr.lab.request import Request
 
@@ -147,7 +148,7 @@ def plan(
         backend=backend,
     )
     compiled = Compiled(request)
-    root = folder(directory, resume)
+    root = place(directory, resume)
     recorded, _ = begun(compiled, root, resume)
     if recorded is None:
         widths, sizes = fit(compiled, has_executor=executor is not None)
@@ -156,17 +157,16 @@ def plan(
         widths = [block["width"] for block in recorded["layout"]]
         lines = zip(_lines(compiled, widths), widths, strict=True)
         sizes = [int(fixed + slope * width) for (fixed, slope), width in lines]
-    groups = []
+    gate, groups = Gate(recorded, root), []
     for g, (block, size) in enumerate(zip(recorded["layout"], sizes, strict=True)):
         chunks = store.chunks(recorded, g)
-        paths = [root / "chunks" / chunk.filename for chunk in chunks if root]
         groups.append(
             GroupPlan(
                 static=block["static"],
                 num_cells=len(block["cells"]),
                 width=block["width"],
                 num_chunks=len(chunks),
-                num_done=sum(path.exists() for path in paths),
+                num_done=sum(map(gate.is_done, chunks)),
                 bytes=size,
             )
         )
@@ -184,8 +184,8 @@ def plan(
     )
 
 
-def folder(directory: Any, resume: bool | str) -> Path | None:
-    """The directory of a run, if it is to have one; `~` expanded.
+def place(directory: Any, resume: bool | str) -> Path | None:
+    """The directory of a run, if it is to have one.
 
     Raises:
         ValueError: If `resume` is none of its values, or has nothing to resume.
@@ -193,7 +193,7 @@ def folder(directory: Any, resume: bool | str) -> Path | None:
     checks.choice("`resume`", resume, (False, True, "force"))
     if resume and directory is None:
         raise ValueError("`resume` needs the `directory` to resume.")
-    return None if directory is None else Path(directory).expanduser()
+    return None if directory is None else store.folder(directory)
 
 
 def begun(

@@ -55,7 +55,7 @@ def test_a_worker_that_would_compute_something_else_says_so(monkeypatch):
     payload = tasks.pack(Compiled(Request.make(toys.closed(num_steps=17))))
     monkeypatch.setattr(jax, "__version__", "0.0.1")
     with pytest.raises(RuntimeError, match=r"jax: .* / '0.0.1'"):
-        tasks.run_chunk(payload, 2, store.Chunk(0, 0, 0, 2))
+        tasks.run_chunk(payload, 2, store.Chunk(0, 0, 0, 2, (0, 2)))
 
 
 USERS_FILE = """
