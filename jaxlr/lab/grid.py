@@ -190,7 +190,7 @@ def _checked(name: str, field: fields.Field, value: Any) -> Any:
         raise ValueError(f"Axis {name!r} has a NaN.")
     if isinstance(value, str) and "\0" in value:
         raise ValueError(f"Axis {name!r} has a NUL character: {value!r}.")
-    if wanted is float and isinstance(value, int):
+    if wanted is float and value is not None:
         try:
             return float(value)
         except OverflowError:
