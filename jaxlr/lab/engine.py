@@ -1,7 +1,6 @@
 """The sweep: plan, run chunk by chunk, keep what is finished, label the results."""
 
-from collections.abc import Callable, Sequence
-import concurrent.futures
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import functools as ft
 import json
@@ -39,7 +38,7 @@ def sweep(
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     backend: str = "shard_map",
-    executor: concurrent.futures.Executor | None = None,
+    executor: Any = None,
 ) -> "xr.Dataset":
     """Run an experiment at every cell of its axes, with every seed.
 
@@ -61,8 +60,10 @@ def sweep(
             resumed run keeps its own.
         devices: Devices that share the cells of every chunk; None for all local ones.
         backend: `"shard_map"`, or `"pmap"` for the same by `jax.pmap`.
-        executor: What runs the chunks elsewhere (Dask, SLURM, processes); None runs
-            them here. A long run's chunk has no checkpoints elsewhere.
+        executor: What runs the chunks elsewhere: any `concurrent.futures.Executor`
+            (spawned processes, Dask's `client.get_executor()`), or one of submitit
+            (SLURM). None runs them here. A long run's chunk has no checkpoints
+            elsewhere.
 
     Returns:
         One variable a metric, with dimensions (axes..., seed, its own); coordinates
@@ -90,7 +91,10 @@ def sweep(
         if root is not None:
             store.is_run(root)  # before a lock file is put there
             stack.enter_context(store.lock(root))
-        run = _Run(Compiled(request), root, resume, executor)
+        compiled, team = Compiled(request), None
+        if executor is not None:
+            team = stack.enter_context(tasks.team(executor, compiled, root))
+        run = _Run(compiled, root, resume, team)
         if root is not None:
             SWEPT[root.resolve()] = experiment
         try:
@@ -138,14 +142,13 @@ class _Run:
         compiled: Compiled,
         root: Path | None,
         resume: bool | str,
-        executor: concurrent.futures.Executor | None,
+        team: tasks.Team | None,
     ):
         self.compiled, self.request = compiled, compiled.request
-        self.root, self.executor = root, executor
+        self.root, self.team = root, team
         if root is None or not store.is_run(root):
-            widths, _ = planning.fit(compiled, has_executor=executor is not None)
-            manifest = provenance.manifest(compiled, widths)
-            self.manifest = json.loads(json.dumps(manifest))
+            widths, _ = planning.fit(compiled, team and team.machine)
+            self.manifest = json.loads(json.dumps(self._manifest_of(widths)))
             if root is not None:
                 store.clean(root)
             self._write_manifest()
@@ -156,7 +159,7 @@ class _Run:
                 "or use another directory."
             )
         self.manifest = store.read_manifest(root)
-        now = provenance.manifest(compiled, [1] * len(self.request.groups))
+        now = self._manifest_of([1] * len(self.request.groups))
         forced = store.refuse_changes(root, self.manifest, now, resume == "force")
         store.clean(root)
         if forced:  # for whoever reads the mixed results
@@ -167,6 +170,10 @@ class _Run:
     def results(self) -> Results:
         """Holds what is finished where there is no directory for it."""
         return Results(self.manifest)
+
+    def _manifest_of(self, widths: Sequence[int]) -> dict[str, Any]:
+        manifest = provenance.manifest(self.compiled, widths)
+        return manifest if self.team is None else self.team.adopt(manifest)
 
     def _write_manifest(self):
         if self.root is not None:
@@ -209,10 +216,10 @@ class _Run:
                 check()
 
             if len(done) < len(every):
-                if self.executor is None:
+                if self.team is None:
                     self._here(progress, advance)
                 else:
-                    self._elsewhere(self.executor, advance)
+                    self._elsewhere(self.team, advance)
             timings = {
                 "compile_seconds": round(progress.compile_seconds, 3),
                 "run_seconds": round(progress.run_seconds, 3),
@@ -256,46 +263,49 @@ class _Run:
                 if has_begun or needed <= self.compiled.budget:
                     return program
             if width == 1:
-                raise planning.too_large(self.compiled, needed)
+                raise planning.too_large(self.request, needed, self.compiled.budget)
             narrower = int(width * self.compiled.budget / needed)
             narrower = min(max(narrower, 1), width - 1)
-            width = planning.even(self.request, len(layout["cells"]), narrower)
-            layout |= {"width": width, "chunk": width * len(self.request.devices)}
+            num_devices = len(self.request.devices)
+            width = planning.even(len(layout["cells"]), narrower, num_devices)
+            layout |= {"width": width, "chunk": width * num_devices}
             self._write_manifest()
 
-    def _elsewhere(
-        self, executor: concurrent.futures.Executor, advance: Callable[[float], None]
-    ) -> None:
-        payload = tasks.pack(self.compiled)
-        widths = [layout["width"] for layout in self.manifest["layout"]]
-        waiting = {
-            executor.submit(tasks.run_chunk, payload, widths[chunk.group], chunk): chunk
-            for chunk in self._chunks()
-            if not self._is_done(chunk)
-        }
-        failure = None
-        try:
-            for future in concurrent.futures.as_completed(set(waiting)):
-                chunk = waiting.pop(future)
-                if future.cancelled():
+    def _elsewhere(self, team: tasks.Team, advance: Callable[[float], None]) -> None:
+        layouts = self.manifest["layout"]
+        missing = [chunk for chunk in self._chunks() if not self._is_done(chunk)]
+        ended = team.run({chunk: layouts[chunk.group]["width"] for chunk in missing})
+        failures = {}
+        with contextlib.closing(ended):
+            for chunk, outcome in ended:
+                if isinstance(outcome, BaseException):
+                    failures[chunk] = outcome
                     continue
-                if error := future.exception():
-                    failure = failure or (chunk, error)
-                    for other in waiting:  # those under way are still waited for
-                        other.cancel()
-                    continue
-                self._finish(chunk, future.result())
+                self._finish(chunk, outcome)
                 advance(self._lanes([chunk]))
-        finally:
-            for future in waiting:
-                future.cancel()
-        if failure:
-            chunk, error = failure
-            raise RuntimeError(
-                f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} failed "
-                f"on the executor: {error!r}. Every other chunk that had begun is "
-                "kept; mend the cause and go on with resume."
-            ) from error
+        if failures:
+            raise self._failed(failures)
+
+    def _failed(self, failures: Mapping[store.Chunk, BaseException]) -> RuntimeError:
+        """The error that names what failed, where everything else is done."""
+        chunk, error = next(iter(failures.items()))
+        group = self.request.groups[chunk.group]
+        cells = {
+            name: dict.fromkeys(values[chunk.start : chunk.stop].tolist())
+            for name, values in group.traced.items()
+        }
+        fields = [f"{name}={value!r}" for name, value in group.static.items()]
+        fields += [f"{n}={', '.join(map(repr, x))}" for n, x in cells.items()]
+        others = f" So did {len(failures) - 1} other chunks." * (len(failures) > 1)
+        kept = "kept" if self.root is not None else "lost: there is no `directory`"
+        raised = RuntimeError(
+            f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} "
+            f"({'; '.join(fields)}; seeds 0..{self.request.num_seeds - 1}) failed: "
+            f"{error!r}.{others} All others are finished and {kept}; mend the cause "
+            "and go on with resume."
+        )
+        raised.__cause__ = error
+        return raised
 
     def dataset(self) -> "xr.Dataset":
         """The labelled results."""

@@ -3,6 +3,7 @@
     manifest.json              what is run, where and how; written before any chunk
     chunks/g000-c00000.npz     all metrics of one finished chunk
     segments/g000-c00000.npz   the state of a long run's chunk in flight
+    sent-.../sweep             what workers are being sent, until they are done
     .lock                      held by the one process that writes here
 
 A file appears whole or not at all (written beside, synced, renamed). Reading never
@@ -16,6 +17,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import socket
 import threading
@@ -28,6 +30,7 @@ import numpy as np
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SENT = "sent-"  # folders of what is being sent to workers begin so
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -161,6 +164,7 @@ def is_run(directory: Path) -> bool:
         raise RunDirectoryError(f"{directory} is not a directory.")
     ours = {".lock", "chunks", "segments", MANIFEST + ".tmp"}
     found = sorted(p.name for p in directory.iterdir()) if directory.exists() else []
+    found = [name for name in found if not name.startswith(SENT)]
     if others := [name for name in found if name not in ours]:
         raise RunDirectoryError(
             f"{directory} is no run directory and not empty: it holds {others[0]!r}."
@@ -218,6 +222,8 @@ def clean(directory: Path) -> None:
     for pattern in (MANIFEST + ".tmp", "chunks/*.npz.tmp", "segments/*.npz.tmp"):
         for path in directory.glob(pattern):
             path.unlink(missing_ok=True)
+    for folder in directory.glob(SENT + "*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
