@@ -13,6 +13,7 @@ import json
 import os
 from pathlib import Path
 import pickle
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -194,8 +195,9 @@ def _in_worker(
 def _describe(compiled: Compiled) -> tuple[Machine, dict[str, Any], dict[str, Any]]:
     """What a worker is, what decides its bits, and what else is recorded of it."""
     devices = compiled.request.devices
-    environment = provenance.environment(devices, compiled.request.backend)
-    for name in ("begun", "command"):
+    experiment, backend = compiled.request.experiment, compiled.request.backend
+    environment = provenance.environment(experiment, devices, backend)
+    for name in ("begun", "command", "commit"):  # the coordinator's
         del environment[name]
     return Machine.of(devices), provenance.config(compiled), environment
 
@@ -345,6 +347,8 @@ def team(executor: Any, compiled: Compiled, root: Path | None) -> Iterator[Team]
     content = _pack(compiled.request)
     with contextlib.ExitStack() as stack:
         file = None
+        for left in [] if root is None else root.glob(store.SENT + "*"):
+            shutil.rmtree(left, ignore_errors=True)
         if len(content) > SMALL:
             folder = tempfile.TemporaryDirectory(
                 prefix=store.SENT, dir=root, ignore_cleanup_errors=True

@@ -1,15 +1,13 @@
 """Experiments of a script's `__main__` and of notebook cells, on workers elsewhere."""
 
-import os
 from pathlib import Path
 import pickle
 import subprocess
 import sys
-import warnings
 
 import jax
-import nbformat
 from nbclient import NotebookClient
+import nbformat
 import pytest
 
 from tests.lab import _toys as toys
