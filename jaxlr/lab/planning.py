@@ -1,6 +1,7 @@
 """What a sweep will do, before it does it: cells, groups, chunks, memory."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 
 from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid, memory, program, provenance, store
+from jaxlr.lab import grid, memory, program, provenance, store, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.gate import Gate
 from jaxlr.lab.memory import format_bytes
@@ -148,15 +149,20 @@ def plan(
         backend=backend,
     )
     compiled = Compiled(request)
-    root = place(directory, resume)
-    recorded, _ = begun(compiled, root, resume)
-    if recorded is None:
-        widths, sizes = fit(compiled, has_executor=executor is not None)
-        recorded = provenance.manifest(compiled, widths)
-    else:
-        widths = [block["width"] for block in recorded["layout"]]
-        lines = zip(_lines(compiled, widths), widths, strict=True)
-        sizes = [int(fixed + slope * width) for (fixed, slope), width in lines]
+    root, machine = place(directory, resume), memory.Machine.of(request.devices)
+    with contextlib.ExitStack() as stack:
+        team = None
+        if executor is not None:
+            team = stack.enter_context(tasks.team(executor, compiled, None))
+            machine = team.machine
+        recorded, _ = begun(compiled, root, resume, team)
+        if recorded is None:
+            widths, sizes = fit(compiled, team and team.machine)
+            recorded = manifest_of(compiled, widths, team)
+        else:
+            widths = [block["width"] for block in recorded["layout"]]
+            lines = zip(_lines(compiled, widths), widths, strict=True)
+            sizes = [int(fixed + slope * width) for (fixed, slope), width in lines]
     gate, groups = Gate(recorded, root), []
     for g, (block, size) in enumerate(zip(recorded["layout"], sizes, strict=True)):
         chunks = store.chunks(recorded, g)
@@ -177,9 +183,9 @@ def plan(
         num_cells=request.num_cells,
         num_seeds=request.num_seeds,
         groups=tuple(groups),
-        num_devices=len(request.devices),
-        device_kind=request.devices[0].device_kind,
-        available_bytes=memory.available_bytes(request.devices),
+        num_devices=machine.num_devices,
+        device_kind=machine.device_kind,
+        available_bytes=machine.available_bytes,
         result_bytes=compiled.result_bytes,
     )
 
@@ -196,8 +202,16 @@ def place(directory: Any, resume: bool | str) -> Path | None:
     return None if directory is None else store.folder(directory)
 
 
+def manifest_of(
+    compiled: Compiled, widths: Sequence[int], team: tasks.Team | None
+) -> dict[str, Any]:
+    """The manifest that a sweep begins with, run here or by the workers of a team."""
+    manifest = provenance.manifest(compiled, widths)
+    return manifest if team is None else team.adopt(manifest)
+
+
 def begun(
-    compiled: Compiled, root: Path | None, resume: bool | str
+    compiled: Compiled, root: Path | None, resume: bool | str, team: tasks.Team | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The manifest of the run that a sweep goes on with, and the changes it forces.
 
@@ -215,7 +229,7 @@ def begun(
             "use another directory."
         )
     recorded = store.read_manifest(root)
-    now = provenance.manifest(compiled, [1] * len(compiled.request.groups))
+    now = manifest_of(compiled, [1] * len(compiled.request.groups), team)
     return recorded, store.refuse_changes(root, recorded, now, resume == "force")
 
 
@@ -258,24 +272,33 @@ def chunk_function(
     return program.chunk_function(lane), arguments
 
 
-def fit(compiled: Compiled, *, has_executor: bool) -> tuple[list[int], list[int]]:
+def fit(
+    compiled: Compiled, workers: memory.Machine | None = None
+) -> tuple[list[int], list[int]]:
     """Chunk width of every group, cells a device, and the estimated bytes of each.
 
     The widest that `_lines` has within the budget. The sweep checks every program that
     it compiles against the budget again.
 
+    Args:
+        compiled: The sweep.
+        workers: What the workers are that share its chunks; None where it runs here.
+
     Raises:
         ValueError: If one cell does not fit.
     """
     request = compiled.request
-    wanted = [_wanted(compiled, g, has_executor) for g in range(len(request.groups))]
+    machine = workers or memory.Machine.of(request.devices)
+    budget = compiled.budget_on(machine)
+    indices = range(len(request.groups))
+    wanted = [_wanted(compiled, g, machine, workers is not None) for g in indices]
     widths, sizes = [], []
     lines = _lines(compiled, wanted)
     for group, width, line in zip(request.groups, wanted, lines, strict=True):
-        widest = memory.widest(line, compiled.budget)
+        widest = memory.widest(line, budget)
         if widest < 1:
-            raise too_large(compiled, sum(line))
-        width = even(request, len(group.cells), min(width, widest))
+            raise too_large(request, sum(line), budget)
+        width = even(len(group.cells), min(width, widest), machine.num_devices)
         widths.append(width)
         sizes.append(int(line[0] + line[1] * width))
     return widths, sizes
@@ -305,32 +328,34 @@ def _lines(compiled: Compiled, wanted: Sequence[int]) -> list[tuple[float, float
     ]
 
 
-def even(request: Request, num_cells: int, width: int) -> int:
+def even(num_cells: int, width: int, num_devices: int) -> int:
     """The smallest width with as many chunks as `width` gives: less padding."""
-    per_device = math.ceil(num_cells / len(request.devices))
+    per_device = math.ceil(num_cells / num_devices)
     return math.ceil(per_device / math.ceil(per_device / width))
 
 
-def too_large(compiled: Compiled, needed: float) -> ValueError:
+def too_large(request: Request, needed: float, budget: float) -> ValueError:
     """The error for a cell that does not fit by itself."""
     return ValueError(
-        f"One cell with its {compiled.request.num_seeds} seeds needs about "
-        f"{format_bytes(needed)} on a device, and {format_bytes(compiled.budget)} may "
+        f"One cell with its {request.num_seeds} seeds needs about "
+        f"{format_bytes(needed)} on a device, and {format_bytes(budget)} may "
         "be used. Sweep fewer seeds (`num_seeds`), smaller sizes, or thin the curves "
         "(`every`)."
     )
 
 
-def _wanted(compiled: Compiled, group: int, has_executor: bool) -> int:
+def _wanted(
+    compiled: Compiled, group: int, machine: memory.Machine, is_shared: bool
+) -> int:
     """Width before memory has its say: the user's, or what is fast."""
-    request = compiled.request
-    num_devices, num_seeds = len(request.devices), request.num_seeds
+    request, num_devices = compiled.request, machine.num_devices
+    num_seeds = request.num_seeds
     per_device = math.ceil(len(request.groups[group].cells) / num_devices)
     if request.chunk is not None:
         return min(per_device, math.ceil(request.chunk / num_devices))
-    if has_executor:
+    if is_shared:
         return math.ceil(per_device / EXECUTOR_CHUNKS)
-    if request.devices[0].platform == "cpu":
+    if machine.platform == "cpu":
         cell_seconds = compiled.lane(group).traffic * num_seeds / BYTES_PER_SECOND
         steady = math.ceil(CHUNK_SECONDS / max(cell_seconds, 1e-9))
         return min(per_device, max(steady, math.ceil(MIN_LANES / num_seeds)))

@@ -198,7 +198,7 @@ def test_what_a_run_closes_over_counts_once_a_device(host, num_cells):
 def optimist(monkeypatch):
     """An estimate that takes all cells at once, whatever the memory."""
 
-    def fit(compiled, **_):
+    def fit(compiled, workers):
         groups = compiled.request.groups
         return [len(g.cells) for g in groups], [0 for _ in groups]
 
