@@ -1,11 +1,11 @@
 """`--config FILE`: flags from a TOML file, which those of the command line outdo."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def words(path: str, given: Sequence[str]) -> list[str]:
+def words(path: str, given: Sequence[str], switches: Collection[str]) -> list[str]:
     """The words for which a file stands, to be read before those that are given.
 
         seeds = 8
@@ -19,6 +19,7 @@ def words(path: str, given: Sequence[str]) -> list[str]:
         path: The file.
         given: The words of the command line. Of a field that they fix or sweep, the
             file's own value or axis is left out.
+        switches: Flags without a negative form: `false` is as if they were not there.
 
     Raises:
         ValueError: If the file is no TOML, or a value has no form as a word.
@@ -28,6 +29,11 @@ def words(path: str, given: Sequence[str]) -> list[str]:
 
     try:
         content = tomllib.loads(Path(path).expanduser().read_text("utf-8"))
+        content = {
+            name: value
+            for name, value in content.items()
+            if value is not False or name not in switches
+        }
         return list(_words(content, *_named(given)))
     except ValueError as e:
         raise ValueError(f"Cannot read the configuration {path}: {e}") from e
@@ -53,7 +59,11 @@ def _words(
 ) -> Iterator[str]:
     for key, value in content.items():
         name = prefix + key
+        if name in ("config", "json"):
+            raise ValueError(f"`{name}` is a flag of the command line alone.")
         if name == "axis":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"`axis` is a table, got {value!r}.")
             for axis, spec in value.items():
                 if not _names(axis) & (fixed | swept):
                     yield f"--axis={axis}={_spec(axis, spec)}"

@@ -135,7 +135,8 @@ def parse(args: Sequence[str], command: type[Run] = Run) -> Invocation:
         )
     args.remove(name)
     if general.config is not None:
-        args = config.words(general.config, args) + args
+        switches = [f.name for f in dataclasses.fields(General) if f.type is _Switch]
+        args = config.words(general.config, args, switches) + args
     experiment = find.find(name)
     x64 = Annotated[bool, tyro.conf.arg(help="Trace under 64-bit types.")]
     hparams = Annotated[_hparams_flags(experiment), tyro.conf.arg(name="")]
