@@ -86,7 +86,9 @@ class Sheet:
         for row in self.rows:
             table.add_row(*row)
         width = options.max_width
-        if width >= _NARROW or console.measure(table).maximum <= width:
+        unbounded = options.update(max_width=10_000)
+        wanted = console.measure(table, options=unbounded).maximum
+        if width >= min(wanted, _NARROW):
             yield table
             return
         if self.title:

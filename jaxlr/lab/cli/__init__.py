@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import difflib
+import io
 import sys
 import traceback
 from typing import Any
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: By tyro: 0 after `--help`, 2 on arguments that it cannot read.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # letters that it lacks are spelled out
+        sys.stdout.reconfigure(errors="backslashreplace")
     if args == ["--version"]:
         print(f"jaxlr {jaxlr.__version__}")
         return 0
