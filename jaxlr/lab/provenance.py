@@ -6,8 +6,11 @@ import functools as ft
 import hashlib
 import importlib.metadata
 import inspect
+import os
 from pathlib import Path
 import platform
+import secrets
+import subprocess
 import sys
 from typing import Any
 
@@ -17,7 +20,7 @@ import numpy as np
 
 import jaxlr
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid, results, store
+from jaxlr.lab import grid, manifest as manifests, results
 from jaxlr.lab.compiled import Compiled, settings
 
 
@@ -106,7 +109,8 @@ def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
     experiment, devices = request.experiment, request.devices
     is_long = experiment.solver is not None
     return {
-        "format": store.FORMAT,
+        "format": manifests.FORMAT,
+        "run": secrets.token_hex(8),
         "experiment": name_of(experiment),
         "source_path": source_path(experiment),
         "config": config(compiled),
@@ -115,14 +119,44 @@ def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
         "layout": [
             results.to_layout(group, compiled.lane(g).metrics)
             | {"width": width, "chunk": width * len(devices)}
+            | {"seeds": [0, request.num_seeds]}
             for g, (group, width) in enumerate(zip(request.groups, widths, strict=True))
         ],
-        "environment": environment(devices, request.backend),
+        "environment": environment(experiment, devices, request.backend),
         "is_complete": False,
     }
 
 
-def environment(devices: Sequence[jax.Device], backend: str) -> dict[str, Any]:
+def source_text(experiment: Experiment) -> bytes:
+    """The experiment's whole file; in a notebook, its function; else nothing."""
+    if path := source_path(experiment):
+        return Path(path).read_bytes()
+    try:
+        return inspect.getsource(plain_function(experiment)).encode()
+    except (OSError, TypeError):
+        return b""
+
+
+def commit(path: str | None) -> str:
+    """The git commit of a file's checkout, "-dirty" if edited since; "" without one."""
+    if path is None:
+        return ""
+    command = "git", "-C", str(Path(path).parent), "describe", "--always", "--dirty"
+    try:
+        done = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def environment(
+    experiment: Experiment, devices: Sequence[jax.Device], backend: str
+) -> dict[str, Any]:
     """Who ran it, on what; for the reader, not compared."""
     now = datetime.datetime.now(datetime.UTC)
     return {
@@ -130,6 +164,8 @@ def environment(devices: Sequence[jax.Device], backend: str) -> dict[str, Any]:
         "numpy": np.__version__,
         "equinox": equinox.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": commit(source_path(experiment)),
         "num_devices": len(devices),
         "backend": backend,
         "begun": now.isoformat(timespec="seconds"),
