@@ -15,7 +15,7 @@ from jaxlr.lab import aot, memory, report
 
 _PACKAGES = """
     jax jaxlib libtpu equinox optax chex jaxtyping numpy xarray tyro rich matplotlib
-    scikit-learn statsmodels dask submitit
+    filelock scikit-learn statsmodels cloudpickle dask submitit ipywidgets
 """.split()
 
 
@@ -81,13 +81,13 @@ def limits(found: Iterable[Any]) -> list[Limit]:
         ("statsmodels", "experiments on the record of carbon dioxide", "data"),
         ("distributed", "sweeps on a Dask cluster", "cluster"),
         ("submitit", "sweeps by SLURM through submitit", "cluster"),
+        ("cloudpickle", "executors for what a notebook or script defines", "cluster"),
+        ("ipywidgets", "a bar of progress in notebooks, which have lines", ""),
     ):
         if importlib.util.find_spec(package) is None:
-            why = f'{package} is not installed: pip install "jaxlr[{extra}]".'
+            source = f'"jaxlr[{extra}]"' if extra else package
+            why = f"{package} is not installed: pip install {source}."
             rows.append(Limit(what, why))
-    if importlib.util.find_spec("fcntl") is None:
-        why = "This system has no fcntl, which locks them: use Linux, macOS or WSL."
-        rows.append(Limit("run directories", why))
     for device in {device.platform: device for device in found}.values():
         rows += _device_limits(device)
     return rows

@@ -27,7 +27,8 @@ def test_a_missing_package_is_a_dash(monkeypatch):
         ("statsmodels", "carbon dioxide"),
         ("distributed", "Dask"),
         ("submitit", "SLURM"),
-        ("fcntl", "run directories"),
+        ("cloudpickle", "notebook or script"),
+        ("ipywidgets", "bar of progress"),
     ],
 )
 def test_what_is_missing_is_named_and_what_is_there_is_not(monkeypatch, package, what):

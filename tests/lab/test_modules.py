@@ -1,11 +1,14 @@
 """Files beside an experiment: each folder has its own, and what is edited is new."""
 
+import concurrent.futures
+import multiprocessing
 import pickle
 import sys
 from typing import get_type_hints
 
 import pytest
 
+from jaxlr import lab
 from jaxlr.lab import find, modules
 from tests.lab import _toys as toys
 
@@ -147,6 +150,34 @@ print(function(None, hparams)["x"], hparams.settings.value)
 """
     )
     assert toys.finish(process).split() == ["4", "2"]
+
+
+WORKING = """
+import helper
+import jax.numpy as jnp
+from jaxlr.core import Experiment
+
+
+def run(key, hparams):
+    import late
+
+    return {"x": jnp.float32(late.VALUE) * hparams.value}
+
+
+EXPERIMENT = Experiment(run=run, hparams=helper.Settings(), axes={"value": (1.0, 2.0)})
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_has_the_files_as_they_are_now(tmp_path):
+    """Those too that are imported when the experiment is called."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+        for value in (3, 5):
+            path = write(tmp_path, 1.0, WORKING)
+            (tmp_path / "late.py").write_text(f"VALUE = {value}")
+            results = lab.sweep(find.find(path), executor=executor)
+            assert results.x.values.ravel().tolist() == [value, 2 * value]
 
 
 def test_what_is_imported_already_is_not_loaded_twice(tmp_path):
