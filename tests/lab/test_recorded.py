@@ -29,10 +29,10 @@ def mine(tmp_path):
 
 
 @pytest.fixture
-def theirs(mine, monkeypatch):
+def theirs(mine):
     """A run that another process made, with a source that shows when it is executed."""
     assert main(["run", "mine.py", "--directory", "theirs"]) == 0
-    monkeypatch.setattr(engine, "SWEPT", {})
+    del engine.SWEPT[Path("theirs").resolve()]
     for name in [x for x in sys.modules if x.startswith("jaxlr_file_")]:
         del sys.modules[name]
     mine.write_text("from pathlib import Path\nPath('executed').touch()\n" + MINE)
