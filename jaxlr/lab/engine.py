@@ -10,7 +10,6 @@ from typing import Any, TYPE_CHECKING
 
 import jax
 
-from jaxlr.core import checks
 from jaxlr.core.types import Experiment
 from jaxlr.lab import chunks, planning, provenance, signals, store, tasks
 from jaxlr.lab.compiled import Compiled
@@ -76,9 +75,7 @@ def sweep(
         KeyboardInterrupt: On Ctrl-C or SIGTERM, within the chunk, or after the segment
             of a long run, which is kept; the message says how to resume.
     """
-    checks.choice("`resume`", resume, (False, True, "force"))
-    if resume and directory is None:
-        raise ValueError("`resume` needs the `directory` to resume.")
+    root = planning.place(directory, resume)
     request = Request.make(
         experiment,
         axes,
@@ -89,7 +86,6 @@ def sweep(
         backend=backend,
     )
     with contextlib.ExitStack() as stack:
-        root = None if directory is None else store.folder(directory)
         place = None if root is None or _only_reads(root, resume) else root
         if place is not None:
             stack.enter_context(store.lock(place))
@@ -126,9 +122,11 @@ class _Run:
     ):
         self.compiled, self.request = compiled, compiled.request
         self.root, self.team = root, team
-        if root is None or not store.is_run(root):
+        recorded, forced = planning.begun(compiled, root, resume, team)
+        if recorded is None or root is None:
             widths, _ = planning.fit(compiled, team and team.machine)
-            self.manifest = json.loads(json.dumps(self._manifest_of(widths)))
+            manifest = planning.manifest_of(compiled, widths, team)
+            self.manifest = json.loads(json.dumps(manifest))
             self.gate = Gate(self.manifest, root)
             if root is not None:
                 store.clean(root)
@@ -136,15 +134,8 @@ class _Run:
                 store.write_atomically(root / store.SOURCE, lambda f: f.write(source))
             self.gate.write_manifest()
             return
-        if not resume:
-            raise store.RunDirectoryError(
-                f"{root} already holds a run. Go on with it (resume=True, `--resume`), "
-                "or use another directory."
-            )
-        self.manifest = store.read_manifest(root)
-        now = self._manifest_of([1] * len(self.request.groups))
+        self.manifest = recorded
         self.gate = Gate(self.manifest, root)
-        forced = store.refuse_changes(root, self.manifest, now, resume == "force")
         if not self.gate.missing():
             return
         store.clean(root)
@@ -153,10 +144,6 @@ class _Run:
         self.manifest["run"] = self.manifest["run"] or secrets.token_hex(8)
         self.manifest["is_complete"] = False
         self.gate.write_manifest()
-
-    def _manifest_of(self, widths: Sequence[int]) -> dict[str, Any]:
-        manifest = provenance.manifest(self.compiled, widths)
-        return manifest if self.team is None else self.team.adopt(manifest)
 
     def _chunks(self, group: int | None = None) -> list[store.Chunk]:
         return store.chunks(self.manifest, group)
