@@ -372,7 +372,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
         num_steps=num_steps,
         every=experiment.every,
         footprint=footprint,
-        closed_over=sum({id(x): x.nbytes for x in _consts(traced)}.values()),
+        closed_over=sum({id(x): _num_bytes(x) for x in _consts(traced)}.values()),
         traffic=traffic * max(num_steps, 1),
         # Of closed runs without steps, as in the directories that there are.
         digest=_digest(traced, metrics, experiment.every, *steps),
@@ -489,11 +489,11 @@ def _cost(jaxpr: Any) -> tuple[int, float]:
         ]
         inner = [_cost(p) for p in sub if hasattr(p, "eqns")]
         repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        written = sum(_num_bytes(v) for v in eqn.outvars)
+        written = sum(_num_bytes(v.aval) for v in eqn.outvars)
         footprint += written + sum(f for f, _ in inner)
         traffic += repeats * sum(t for _, t in inner)
         if not inner:
-            traffic += written + sum(_num_bytes(v) for v in eqn.invars)
+            traffic += written + sum(_num_bytes(v.aval) for v in eqn.invars)
     return footprint, traffic
 
 
@@ -517,7 +517,7 @@ def _consts(closed: Any) -> Iterator[Any]:
                 yield from _consts(parameter)
 
 
-def _num_bytes(variable: Any) -> int:
-    aval = variable.aval
-    itemsize = getattr(getattr(aval, "dtype", None), "itemsize", 4)
-    return int(np.prod(getattr(aval, "shape", ()), dtype=np.int64)) * itemsize
+def _num_bytes(array: Any) -> int:
+    """Bytes of an array, or of one that has this shape and dtype."""
+    itemsize = getattr(getattr(array, "dtype", None), "itemsize", 4)
+    return int(np.prod(getattr(array, "shape", ()), dtype=np.int64)) * itemsize
