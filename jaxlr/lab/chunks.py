@@ -160,8 +160,8 @@ def _segments(request, program, arguments, checkpoint, advance):
         arrays[name] = curve[:, :, : lane.num_rows]
         # Ended lanes stand still.
         arrays[name][:, :, -(-t // lane.every) :] = info[:, :, None]
-    counters = {"ended_at": carry.ended_at, "diverged_at": carry.diverged_at}
-    return arrays | counters
+    counts = results.diverged_at(lane.metrics, arrays, lane.every)
+    return arrays | {"ended_at": carry.ended_at, "diverged_at": counts}
 
 
 def _checkpointed(path: Path, program: Program) -> tuple[int, list[np.ndarray]]:

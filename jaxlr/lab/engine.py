@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import functools as ft
 import json
+import logging
 from pathlib import Path
 import signal
 import threading
@@ -24,6 +25,7 @@ from jaxlr.lab.results import load, Results
 if TYPE_CHECKING:
     import xarray as xr
 
+_LOG = logging.getLogger(__name__)
 # Directory -> the experiment that this process swept there, for `replay`.
 SWEPT: dict[Path, Experiment] = {}
 
@@ -45,7 +47,8 @@ def sweep(
 
     Fields of HParams that are static or strings are compiled once a value; all others
     are one `vmap`. Seed i is the key `fold_in(key(seed), i)` in every cell. A lane
-    that diverges is data: `diverged_at` is its first step with a value not finite.
+    that diverges is data: `diverged_at` is its first kept step with a metric not
+    finite. A long run's lane ends where its state is not finite, whatever its metrics.
 
     Args:
         experiment: The experiment to run.
@@ -56,7 +59,8 @@ def sweep(
         seed: Seed of the root key.
         directory: Directory in which finished chunks are kept; None keeps nothing.
         resume: Whether to go on with what is in `directory`, or start there if nothing
-            is; `"force"` goes on even if source, configuration or versions changed.
+            is; `"force"` goes on even if computation, configuration or versions
+            changed. A source that was edited and computes what it did is noted.
         chunk: Largest number of cells of a chunk; None for what fits into memory. A
             resumed run keeps its own.
         devices: Devices that share the cells of every chunk; None for all local ones.
@@ -156,9 +160,16 @@ class _Run:
                 "or use another directory."
             )
         self.manifest = store.read_manifest(root)
-        now = provenance.manifest(compiled, [1] * len(self.request.groups))
+        widths, then = [1] * len(self.request.groups), self.manifest["config"]
+        now = provenance.manifest(compiled, widths, then)
         forced = store.refuse_changes(root, self.manifest, now, resume == "force")
         store.clean(root)
+        if note := provenance.edit(then, now["config"]):
+            _LOG.warning(note)
+            if not self.manifest["is_complete"]:
+                self.manifest.setdefault("history", []).append(note)
+                then["source"] = now["config"]["source"]
+                self._write_manifest()
         if forced:  # for whoever reads the mixed results
             self.manifest.setdefault("forced", []).append(forced)
             self._write_manifest()

@@ -1,6 +1,6 @@
 """What decides a result's bits, as plain values: compared at resume, then kept."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import datetime
 import functools as ft
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 
 import jaxlr
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid, results, store
+from jaxlr.lab import fingerprint, grid, results, store
 from jaxlr.lab.compiled import Compiled, settings
 
 
@@ -56,21 +56,30 @@ def source_digest(experiment: Experiment) -> str:
     try:
         return _digest(inspect.getsource(plain_function(experiment)).encode())
     except (OSError, TypeError):
-        code = plain_function(experiment).__code__
-        return _digest(code.co_code + repr((code.co_consts, code.co_names)).encode())
+        return fingerprint.of(plain_function(experiment)).digest
 
 
-def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str, Any]:
+def config(
+    compiled: Compiled,
+    groups: Iterable[int] | None = None,
+    recorded: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Everything that must be equal for a run to go on.
+
+    The source may differ where the computation does not: then it was only edited.
 
     Args:
         compiled: The sweep to describe.
         groups: Indices of the groups whose computation is included; None for all.
+        recorded: A configuration to compare with, whose digests may be of format 1;
+            None if there is none.
     """
     request = compiled.request
     groups = range(len(request.groups)) if groups is None else groups
     experiment, devices = request.experiment, request.devices
     num_steps = experiment.num_steps
+    lanes = {f"group {g}": compiled.lane(g) for g in groups}
+    digests = (recorded or {}).get("computation", {})
     return {
         "experiment": name_of(experiment),
         "source": source_digest(experiment),
@@ -91,16 +100,36 @@ def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str,
         "jaxlib": importlib.metadata.version("jaxlib"),
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
-        "computation": {f"group {g}": compiled.lane(g).digest for g in groups},
+        "computation": {
+            name: lane.digest(digests.get(name)) for name, lane in lanes.items()
+        },
     }
 
 
-def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
+def edit(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What to say where a source was edited and computes what it did; else None.
+
+    Args:
+        then: The configuration that was recorded.
+        now: That of today.
+    """
+    if then["source"] == now["source"] or then["computation"] != now["computation"]:
+        return None
+    pair = f"{then['source']} -> {now['source']}"
+    return f"The source has been edited ({pair}); the computation is as it was."
+
+
+def manifest(
+    compiled: Compiled,
+    widths: Sequence[int],
+    recorded: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What a run directory records before it starts.
 
     Args:
         compiled: The sweep to describe.
         widths: Number of cells of a chunk on one device, for every group.
+        recorded: The configuration of a run to go on with; None for a new one.
     """
     request = compiled.request
     experiment, devices = request.experiment, request.devices
@@ -109,7 +138,7 @@ def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
         "format": store.FORMAT,
         "experiment": name_of(experiment),
         "source_path": source_path(experiment),
-        "config": config(compiled),
+        "config": config(compiled, recorded=recorded),
         "counters": ["diverged_at", "ended_at"] if is_long else ["diverged_at"],
         "field_notes": results.notes_of(type(experiment.hparams)),
         "layout": [

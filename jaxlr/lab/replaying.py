@@ -45,7 +45,7 @@ def replay(
     Returns:
         The cell's metrics. `attrs["replay"]` says what equality can be expected here
         and what was found; `attrs["is_equal"]` is 1 if the finding is as expected.
-        On the recorded backend, versions and source that is equality bit by bit,
+        With the recorded computation, backend and versions that is equality bit by bit,
         elsewhere to a relative 1e-4 of each metric's largest value.
 
     Raises:
@@ -76,8 +76,10 @@ def replay(
     )
     compiled = Compiled(request)
     lane, name = compiled.lane(group), f"group {group}"
-    now = provenance.config(compiled, [group]) | {"axes": config["axes"]}
+    now = provenance.config(compiled, [group], config) | {"axes": config["axes"]}
     then = config | {"computation": {name: config["computation"].get(name)}}
+    if then["computation"] == now["computation"]:
+        then["source"] = now["source"]  # an edit that changed no computation
     changed = [name for name in now if repr(now[name]) != repr(then.get(name))]
     recorded, current = (
         {name: (m.shape, m.dtype) for name, m in metrics.items()}
@@ -138,7 +140,7 @@ def _compare(
     if changed:
         expected = f"to a relative {TOLERANCE:g}, as {', '.join(changed)} changed"
     else:
-        expected = "bit by bit: same source, versions and device"
+        expected = "bit by bit: same computation, versions and device"
     if is_bitwise:
         return f"Equal bit by bit (expected {expected}).", True
     is_equal = bool(changed) and worst <= TOLERANCE

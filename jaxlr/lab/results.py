@@ -99,7 +99,7 @@ class Results:
 _COUNTERS = {
     name: Metric((), (), "int32", long_name=text)
     for name, text in (
-        ("diverged_at", "First step with a value not finite; -1: none"),
+        ("diverged_at", "First kept step with a metric not finite; -1: none"),
         ("ended_at", "Steps taken when the lane ended; -1: it never did"),
     )
 }
@@ -264,7 +264,7 @@ def from_manifest(manifest: Mapping[str, Any]):
 def attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Provenance as flat attributes: what netCDF can hold."""
     flat = manifest["config"] | manifest["environment"] | manifest.get("timings", {})
-    flat |= {name: manifest[name] for name in ("forced",) if name in manifest}
+    flat |= {name: manifest[name] for name in ("forced", "history") if name in manifest}
     flat = {name: value for name, value in flat.items() if name != "axes"}
     return {
         name: int(value)
