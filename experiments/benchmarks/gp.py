@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from jaxlr import covariance, gp, linalg, pde
-from jaxlr.core import compat, Status
+from jaxlr.core import compat, from_optax, loop, Status
 
 from ..pde import collocation
 from .timing import compiled, paired, provenance, seconds, with_verdict, write
@@ -192,27 +192,20 @@ def of_gaps():
 
 def of_gp_hm():
     """Steps of Adam on the joint density."""
-    optimizer = optax.adam(1e-2)
 
     def training(benchmark):
         problem = benchmark.problem()
 
-        def loss(params):
+        def loss_fn(params):
             return -pde.gp_hm_log_joint(
                 params, problem, boundary_weight=benchmark.boundary_weight
             )
 
-        def step(carry, _):
-            params, state = carry
-            slope: Any = jax.grad(loss)(params)
-            updates, state = optimizer.update(slope, state)
-            return (optax.apply_updates(params, updates), state), None
-
-        params: Any = pde.gp_hm_init(problem, benchmark.max_frequency)
-        return compiled(
-            lambda carry: jax.lax.scan(step, carry, length=HM_STEPS)[0],
-            (params, optimizer.init(params)),
-        )
+        params = pde.gp_hm_init(problem, benchmark.max_frequency)
+        adam = from_optax(loss_fn, optax.adam(1e-2), lambda _: params)
+        key = jr.key(0)
+        run = ft.partial(loop.run, key, adam, HM_STEPS)
+        return compiled(lambda state: run(state=state), adam.init(key))
 
     found: dict[str, Any] = {"steps": HM_STEPS}
     for name, benchmark in pde.BENCHMARKS.items():

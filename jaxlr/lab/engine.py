@@ -1,25 +1,24 @@
 """The sweep: plan, run chunk by chunk, keep what is finished, label the results."""
 
-from collections.abc import Callable, Sequence
-import concurrent.futures
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
-import functools as ft
 import json
 import logging
+import math
 from pathlib import Path
-import signal
-import threading
+import secrets
 from typing import Any, TYPE_CHECKING
 
 import jax
 
 from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, planning, provenance, store, tasks
+from jaxlr.lab import chunks, planning, provenance, signals, store, tasks
 from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.gate import Gate
+from jaxlr.lab.manifest import fields_of
 from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
-from jaxlr.lab.results import load, Results
 
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def sweep(
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     backend: str = "shard_map",
-    executor: concurrent.futures.Executor | None = None,
+    executor: Any = None,
 ) -> "xr.Dataset":
     """Run an experiment at every cell of its axes, with every seed.
 
@@ -65,8 +64,10 @@ def sweep(
             resumed run keeps its own.
         devices: Devices that share the cells of every chunk; None for all local ones.
         backend: `"shard_map"`, or `"pmap"` for the same by `jax.pmap`.
-        executor: What runs the chunks elsewhere (Dask, SLURM, processes); None runs
-            them here. A long run's chunk has no checkpoints elsewhere.
+        executor: What runs the chunks elsewhere: any `concurrent.futures.Executor`
+            (spawned processes, Dask's `client.get_executor()`), or one of submitit
+            (SLURM). None runs them here. A long run's chunk has no checkpoints
+            elsewhere.
 
     Returns:
         One variable a metric, with dimensions (axes..., seed, its own); coordinates
@@ -75,7 +76,9 @@ def sweep(
     Raises:
         ValueError: On misuse, naming argument, value and what is allowed.
         RunDirectoryError: If the directory cannot be used; the message says what to do.
-        KeyboardInterrupt: On Ctrl-C, within the chunk; the message says how to resume.
+        RuntimeError: If the executor fails, or cancels what it was given.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, within the chunk, or after the segment
+            of a long run, which is kept; the message says how to resume.
     """
     checks.choice("`resume`", resume, (False, True, "force"))
     if resume and directory is None:
@@ -90,11 +93,14 @@ def sweep(
         backend=backend,
     )
     with contextlib.ExitStack() as stack:
-        root = None if directory is None else Path(directory)
-        if root is not None:
-            store.is_run(root)  # before a lock file is put there
-            stack.enter_context(store.lock(root))
-        run = _Run(Compiled(request), root, resume, executor)
+        root = None if directory is None else store.folder(directory)
+        place = None if root is None or _only_reads(root, resume) else root
+        if place is not None:
+            stack.enter_context(store.lock(place))
+        compiled, team = Compiled(request), None
+        if executor is not None:
+            team = stack.enter_context(tasks.team(executor, compiled, place))
+        run = _Run(compiled, root, resume, team)
         if root is not None:
             SWEPT[root.resolve()] = experiment
         try:
@@ -104,34 +110,12 @@ def sweep(
     return run.dataset()
 
 
-@contextlib.contextmanager
-def _interrupts_are_heard():
-    """A function that raises on a Ctrl-C which Python has dropped.
-
-    It does where one falls into a callback of the garbage collector, as jax has.
-    Whoever handles the signal in another way is left alone.
-    """
-    default = signal.default_int_handler
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not default:
-        yield lambda: None
-        return
-    heard = []
-
-    def remember(*args):
-        heard.append(args)
-        default(*args)
-
-    def check():
-        if heard:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield check
-    finally:
-        if signal.getsignal(signal.SIGINT) is remember:
-            signal.signal(signal.SIGINT, default)
+def _only_reads(root: Path, resume: bool | str) -> bool:
+    """Whether nothing is left to do or keep there: read-only storage will do."""
+    if not (store.is_run(root) and resume):  # asked before a lock file is put there
+        return False
+    manifest = store.read_manifest(root)
+    return manifest["is_complete"] and not Gate(manifest, root).missing()
 
 
 class _Run:
@@ -142,17 +126,19 @@ class _Run:
         compiled: Compiled,
         root: Path | None,
         resume: bool | str,
-        executor: concurrent.futures.Executor | None,
+        team: tasks.Team | None,
     ):
         self.compiled, self.request = compiled, compiled.request
-        self.root, self.executor = root, executor
+        self.root, self.team = root, team
         if root is None or not store.is_run(root):
-            widths, _ = planning.fit(compiled, has_executor=executor is not None)
-            manifest = provenance.manifest(compiled, widths)
-            self.manifest = json.loads(json.dumps(manifest))
+            widths, _ = planning.fit(compiled, team and team.machine)
+            self.manifest = json.loads(json.dumps(self._manifest_of(widths)))
+            self.gate = Gate(self.manifest, root)
             if root is not None:
                 store.clean(root)
-            self._write_manifest()
+                source = provenance.source_text(self.request.experiment)
+                store.write_atomically(root / store.SOURCE, lambda f: f.write(source))
+            self.gate.write_manifest()
             return
         if not resume:
             raise store.RunDirectoryError(
@@ -160,59 +146,40 @@ class _Run:
                 "or use another directory."
             )
         self.manifest = store.read_manifest(root)
-        widths, then = [1] * len(self.request.groups), self.manifest["config"]
-        now = provenance.manifest(compiled, widths, then)
+        now, then = self._manifest_of([1] * len(self.request.groups)), self.manifest
+        now["config"] = provenance.in_words_of(then["config"], now["config"], compiled)
+        self.gate = Gate(self.manifest, root)
         forced = store.refuse_changes(root, self.manifest, now, resume == "force")
+        if not self.gate.missing():
+            return
         store.clean(root)
-        if note := provenance.edit(then, now["config"]):
+        if note := provenance.edit(then["config"], now["config"]):
             _LOG.warning(note)
-            if not self.manifest["is_complete"]:
-                self.manifest.setdefault("history", []).append(note)
-                then["source"] = now["config"]["source"]
-                self._write_manifest()
+            self.manifest.setdefault("history", []).append(note)
+            self.manifest["config"]["source"] = now["config"]["source"]
         if forced:  # for whoever reads the mixed results
             self.manifest.setdefault("forced", []).append(forced)
-            self._write_manifest()
+        self.manifest["run"] = self.manifest["run"] or secrets.token_hex(8)
+        self.manifest["is_complete"] = False
+        self.gate.write_manifest()
 
-    @ft.cached_property
-    def results(self) -> Results:
-        """Holds what is finished where there is no directory for it."""
-        return Results(self.manifest)
-
-    def _write_manifest(self):
-        if self.root is not None:
-            store.write_json(self.root / store.MANIFEST, self.manifest)
+    def _manifest_of(self, widths: Sequence[int]) -> dict[str, Any]:
+        manifest = provenance.manifest(self.compiled, widths)
+        return manifest if self.team is None else self.team.adopt(manifest)
 
     def _chunks(self, group: int | None = None) -> list[store.Chunk]:
         return store.chunks(self.manifest, group)
 
-    def _is_done(self, chunk: store.Chunk) -> bool:
-        return self._exists(chunk, "chunks")
-
-    def _exists(self, chunk: store.Chunk, *folders: str) -> bool:
-        """Whether one of the folders has a file of the chunk."""
-        root = self.root
-        return root is not None and any(
-            (root / folder / chunk.filename).exists() for folder in folders
-        )
-
-    def _finish(self, chunk: store.Chunk, arrays) -> None:
-        if self.root is None:
-            self.results.insert(chunk, arrays)
-        else:
-            store.write_arrays(self.root / "chunks" / chunk.filename, arrays)
-            (self.root / "segments" / chunk.filename).unlink(missing_ok=True)
-
     def _lanes(self, found) -> int:
-        return sum(c.stop - c.start for c in found) * self.request.num_seeds
+        return sum(math.prod(chunk.lanes) for chunk in found)
 
     def all(self) -> None:
         """Run what is not done yet."""
         every = self._chunks()
-        done = [c for c in every if self._is_done(c)]
+        done = [c for c in every if self.gate.is_done(c)]
         with (
             Progress(self._lanes(every), self._lanes(done)) as progress,
-            _interrupts_are_heard() as check,
+            signals.heard() as check,
         ):
 
             def advance(lanes):
@@ -220,29 +187,31 @@ class _Run:
                 check()
 
             if len(done) < len(every):
-                if self.executor is None:
+                if self.team is None:
                     self._here(progress, advance)
                 else:
-                    self._elsewhere(self.executor, advance)
+                    self._elsewhere(self.team, advance)
             timings = {
                 "compile_seconds": round(progress.compile_seconds, 3),
                 "run_seconds": round(progress.run_seconds, 3),
             }
-        if not self.manifest["is_complete"]:
-            self.manifest |= {"is_complete": True, "timings": timings}
-            self._write_manifest()
+        self.gate.close(timings)
 
     def _here(self, progress: Progress, advance: Callable[[float], None]) -> None:
         for group in range(len(self.request.groups)):
-            if all(map(self._is_done, self._chunks(group))):
+            if all(map(self.gate.is_done, self._chunks(group))):
                 continue
             program = self._program(group, progress)
             for chunk in self._chunks(group):
-                if not self._is_done(chunk):
-                    path = self.root and self.root / "segments" / chunk.filename
-                    settings = {"checkpoint": path, "advance": advance}
-                    arrays = chunks.run(self.request, program, chunk, **settings)
-                    self._finish(chunk, arrays)
+                if not self.gate.is_done(chunk):
+                    arrays = chunks.run(
+                        self.request,
+                        program,
+                        chunk,
+                        checkpoint=self.gate.checkpoint(chunk),
+                        advance=advance,
+                    )
+                    self.gate.admit(chunk, arrays)
 
     def _program(self, group: int, progress: Progress):
         """Compile at the planned width, and narrower while that is over the budget.
@@ -250,9 +219,7 @@ class _Run:
         Once a chunk of the group has begun its width stands: the bits depend on it.
         """
         layout = self.manifest["layout"][group]
-        has_begun = any(
-            self._exists(c, "chunks", "segments") for c in self._chunks(group)
-        )
+        has_begun = any(map(self.gate.has_begun, self._chunks(group)))
         while True:
             width = layout["width"]
             try:
@@ -267,57 +234,62 @@ class _Run:
                 if has_begun or needed <= self.compiled.budget:
                     return program
             if width == 1:
-                raise planning.too_large(self.compiled, needed)
+                raise planning.too_large(self.request, needed, self.compiled.budget)
             narrower = int(width * self.compiled.budget / needed)
             narrower = min(max(narrower, 1), width - 1)
-            width = planning.even(self.request, len(layout["cells"]), narrower)
-            layout |= {"width": width, "chunk": width * len(self.request.devices)}
-            self._write_manifest()
+            num_devices = len(self.request.devices)
+            width = planning.even(len(layout["cells"]), narrower, num_devices)
+            layout |= {"width": width, "chunk": width * num_devices}
+            self.gate.write_manifest()
 
-    def _elsewhere(
-        self, executor: concurrent.futures.Executor, advance: Callable[[float], None]
-    ) -> None:
-        payload = tasks.pack(self.compiled)
-        widths = [layout["width"] for layout in self.manifest["layout"]]
-        waiting = {
-            executor.submit(tasks.run_chunk, payload, widths[chunk.group], chunk): chunk
-            for chunk in self._chunks()
-            if not self._is_done(chunk)
-        }
-        failure = None
-        try:
-            for future in concurrent.futures.as_completed(set(waiting)):
-                chunk = waiting.pop(future)
-                if future.cancelled():
+    def _elsewhere(self, team: tasks.Team, advance: Callable[[float], None]) -> None:
+        blocks, failures = self.manifest["layout"], {}
+        widths = {chunk: blocks[chunk.group]["width"] for chunk in self.gate.missing()}
+        with contextlib.closing(team.run(widths)) as ended:
+            for chunk, outcome in ended:
+                if isinstance(outcome, BaseException):
+                    failures[chunk] = outcome
                     continue
-                if error := future.exception():
-                    failure = failure or (chunk, error)
-                    for other in waiting:  # those under way are still waited for
-                        other.cancel()
-                    continue
-                self._finish(chunk, future.result())
-                advance(self._lanes([chunk]))
-        finally:
-            for future in waiting:
-                future.cancel()
-        if failure:
-            chunk, error = failure
-            raise RuntimeError(
-                f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} failed "
-                f"on the executor: {error!r}. Every other chunk that had begun is "
-                "kept; mend the cause and go on with resume."
-            ) from error
+                try:
+                    self.gate.admit(chunk, outcome)
+                except ValueError as e:  # of other metrics than the chunk's
+                    failures[chunk] = e
+                else:
+                    advance(self._lanes([chunk]))
+        if failures:
+            raise self._failed(failures)
+
+    def _failed(self, failures: Mapping[store.Chunk, BaseException]) -> RuntimeError:
+        """The error that names what failed, where everything else is done."""
+        chunk, error = next(iter(failures.items()))
+        block = self.manifest["layout"][chunk.group]
+        cells = block["cells"][chunk.start : chunk.stop]
+        fields = fields_of(self.manifest["config"]["axes"], cells)
+        values = "; ".join(
+            f"{name}={', '.join(map(repr, dict.fromkeys(found)))}"
+            for name, found in fields.items()
+        )
+        first, last = chunk.seeds[0], chunk.seeds[1] - 1
+        others = f" So did {len(failures) - 1} others." * (len(failures) > 1)
+        kept = "kept" if self.root is not None else "lost without a `directory`"
+        raised = RuntimeError(
+            f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} ({values}; "
+            f"seeds {first}..{last}) failed: {error!r}.{others} All other chunks are "
+            f"finished, and {kept}; mend the cause and go on with resume."
+        )
+        raised.__cause__ = error
+        return raised
 
     def dataset(self) -> "xr.Dataset":
         """The labelled results."""
-        return self.results.dataset() if self.root is None else load(self.root)
+        return self.gate.dataset()
 
     def how_to_resume(self) -> str:
         """What to say on Ctrl-C."""
         if self.root is None:
             return "Stopped. Nothing was kept: the sweep had no `directory`."
         every = self._chunks()
-        done = sum(map(self._is_done, every))
+        done = sum(map(self.gate.is_done, every))
         return (
             f"Stopped. {done} of {len(every)} chunks are kept in {self.root}. Go on "
             f"with `--directory {self.root} --resume`, in Python with "

@@ -13,11 +13,9 @@ kind counts and not the content. And some no other process has, as a lock or an 
 file: a computation that reads one is another in every process, and its digest says so.
 """
 
-import bisect
 from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
-import dis
 import enum
 import functools as ft
 import hashlib
@@ -30,11 +28,15 @@ import types
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import AbstractValue
 from jax.extend import core
 from jax.extend.linear_util import WrappedFun
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+
+from jaxlr.core import checks
+from jaxlr.lab import bytecode
 
 
 KIND = "v2:"  # digests of format 1 have no such prefix: they are of a text
@@ -45,8 +47,6 @@ _ATOMS = type(None), bool, int, float, complex, str, bytes, range, types.Ellipsi
 _DISPLAYED = {"debug", "debug_info", "name_and_src_info", "source_info", "DebugInfo"}
 _DISPLAYED |= {"NameStack", "SourceInfo", "Traceback", "np_printoptions"}
 _DISPLAYED |= {"logging_record"}
-_FILLERS = {"NOP", "CACHE", "PRECALL", "PUSH_NULL", "EXTENDED_ARG", "RESUME"}
-_KIND_OF_CODE = 0x3AC  # what its arguments are, and whether it is a generator
 _AVAL = "shape", "dtype", "weak_type", "sharding", "memory_space", "inner_aval"
 
 
@@ -146,9 +146,9 @@ class _Walk:
             case core.ClosedJaxpr() | core.Jaxpr():
                 with self._as(_Mode.STRUCTURE):
                     return self._jaxpr(getattr(x, "jaxpr", x), getattr(x, "consts", ()))
-            case jax.core.Tracer():  # a rule may close over one, which it cannot use
-                return self._all("variable", x.aval)
-            case jax.core.AbstractValue():
+            case jax.Array() if not checks.known(x):  # a rule cannot use what it holds
+                return self._all("variable", jax.typeof(x))
+            case AbstractValue():
                 parts = (getattr(x, name, None) for name in _AVAL)
                 return self._all(type(x).__name__, *parts)
             case core.Primitive():
@@ -183,7 +183,7 @@ class _Walk:
             case types.ModuleType():
                 return _hash("module", _library(x.__name__))
             case types.CodeType():
-                return self._code(x)
+                return self._all("code", *bytecode.normal(x))
             case ft.partial():
                 return self._all(
                     "partial", x.func, x.args, types.MappingProxyType(x.keywords)
@@ -233,9 +233,7 @@ class _Walk:
         return _hash("jaxpr", *parts, b"results", *map(atom, jaxpr.outvars))
 
     def _array(self, x: Any) -> bytes:
-        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
-            x.dtype, jax.dtypes.prng_key
-        ):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return _hash("key", str(jr.key_impl(x)), self._array(jr.key_data(x)))
         array = np.asarray(x)
         if isinstance(x, np.ndarray):
@@ -275,46 +273,13 @@ class _Walk:
             self.of(cls.__bases__),
         )
 
-    def _code(self, code: types.CodeType) -> bytes:
-        """By its instructions, as they would be in any file, module and notebook cell.
-
-        Which names a file imports, and where its lines end, decides details of them.
-        """
-        ops, offsets = [], []
-        bytecode = dis.Bytecode(code)
-        for op in bytecode:
-            name, value = op.opname.replace("LOAD_METHOD", "LOAD_ATTR"), op.argval
-            if name == "KW_NAMES":  # which `dis` leaves to others
-                value = code.co_consts[op.arg or 0]
-            parts = re.findall("(?:LOAD|STORE)_FAST", name)
-            pairs = (
-                zip(parts, value, strict=True) if len(parts) == 2 else [(name, value)]
-            )
-            if name not in _FILLERS:
-                ops += pairs
-                offsets += [op.offset] * (len(ops) - len(offsets))
-        jumps = {*dis.hasjabs, *dis.hasjrel}
-        at = ft.partial(bisect.bisect_left, offsets)
-        ops = [
-            (name, at(value) if dis.opmap.get(name) in jumps else value)
-            for name, value in ops
-        ]
-        guards = [
-            (at(entry.start), at(entry.end), at(entry.target), entry.depth, entry.lasti)
-            for entry in bytecode.exception_entries  # pyright: ignore
-        ]
-        counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
-        names = code.co_varnames[: counts[0] + counts[2]]
-        kind = code.co_flags & _KIND_OF_CODE
-        return self._all("code", tuple(ops), tuple(guards), counts, names, kind)
-
     def _function(self, fn: types.FunctionType) -> bytes:
         code, space = fn.__code__, fn.__globals__
         library = _library(space.get("__name__", ""))
         parts = [_hash(library), self.of(code)]
         if library and _library(fn.__module__) and "<locals>" not in fn.__qualname__:
             return _hash("function", fn.__module__, fn.__qualname__, *parts)
-        reads, writes, attributes = _names(code)
+        reads, writes, attributes = bytecode.names(code)
         defaults = fn.__defaults__, types.MappingProxyType(fn.__kwdefaults__ or {})
         parts += [self.of(_unshared(defaults) if _is_tracer(library) else defaults)]
         for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
@@ -453,43 +418,28 @@ def _lasting(cls: type, state: dict[Any, Any]) -> list[tuple[Any, Any]]:
     ]
 
 
-def _names(code: types.CodeType) -> tuple[set[str], set[str], set[str]]:
-    """Globals that code reads, outer variables that it writes, and all attributes."""
-    reads, writes, attributes = set(), set(), set(code.co_names)
-    for op in dis.get_instructions(code):
-        kind, _, where = op.opname.partition("_")
-        if kind == "LOAD" and ("GLOBAL" in where or where == "NAME"):
-            reads.add(op.argval)
-        elif kind in ("STORE", "DELETE") and where in ("GLOBAL", "DEREF"):
-            writes.add(op.argval)
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            of_inner = _names(inner)
-            reads |= of_inner[0]
-            writes |= of_inner[1]
-            attributes |= of_inner[2]
-    return reads, writes, attributes
-
-
-def of_text(closed: Any, *parts: Any) -> tuple[str, str]:
-    """The digests that format 1 gave a trace: of its text without colors, and with."""
-    digests = []
+def is_of_text(closed: Any, parts: tuple[Any, ...], digest: str) -> bool:
+    """Whether a digest is one of format 1: of a trace's text, in colors or without."""
+    if digest.startswith(KIND):
+        return False
+    consts = []
+    for const in map(jnp.asarray, _consts(closed)):
+        is_key = jnp.issubdtype(const.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jr.key_data(const) if is_key else const)
+        content = np.ascontiguousarray(array).tobytes()
+        consts.append(f"{array.dtype} {array.shape}".encode() + content)
     for use_color in (False, True):
-        text = closed.jaxpr.pretty_print(use_color=use_color)
-        sha = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", f"{text} {parts}").encode())
-        for const in _consts(closed):
-            if jax.dtypes.issubdtype(const.dtype, jax.dtypes.prng_key):
-                const = jr.key_data(const)
-            array = np.asarray(const)
-            sha.update(f"{array.dtype} {array.shape}".encode())
-            sha.update(np.ascontiguousarray(array).tobytes())
-        digests.append(sha.hexdigest()[:16])
-    return digests[0], digests[1]
+        shown = closed.jaxpr.pretty_print(use_color=use_color)
+        text = re.sub(r" at 0x[0-9a-f]+", "", f"{shown} {parts}")
+        sha = hashlib.sha256(b"".join([text.encode(), *consts]))
+        if sha.hexdigest()[:16] == digest:
+            return True
+    return False
 
 
 def _consts(closed: Any) -> Iterator[Any]:
     """Constants of a closed jaxpr and of those inside it, in order."""
-    yield from map(jnp.asarray, getattr(closed, "consts", ()))
+    yield from getattr(closed, "consts", ())
     for eqn in getattr(closed, "jaxpr", closed).eqns:
         for parameter in jax.tree.leaves(list(eqn.params.values())):
             if hasattr(getattr(parameter, "jaxpr", parameter), "eqns"):

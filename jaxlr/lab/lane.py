@@ -121,7 +121,7 @@ class Lane:
         traffic: Bytes that all operations read and write, scans counted whole: a
             yardstick for time.
         fingerprint: What tells its computation, and how it is labelled, from others.
-        old_digests: Gives the two digests that format 1 may have recorded of it.
+        is_of_text: Whether a digest is one that format 1 recorded of it.
     """
 
     function: Callable[..., list[jax.Array]]
@@ -133,14 +133,7 @@ class Lane:
     footprint: int
     traffic: float
     fingerprint: fingerprint.Fingerprint
-    old_digests: Callable[[], tuple[str, str]]
-
-    def digest(self, recorded: str | None = None) -> str:
-        """The digest of the computation; `recorded`, where that is an old one of it."""
-        is_old = recorded is not None and not recorded.startswith(fingerprint.KIND)
-        if is_old and recorded in self.old_digests():
-            return recorded
-        return self.fingerprint.digest
+    is_of_text: Callable[[str], bool]
 
     @property
     def num_rows(self) -> int:
@@ -320,8 +313,8 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
             experiment.every,
             steps,
         ),
-        old_digests=ft.partial(
-            fingerprint.of_text, traced, metrics, experiment.every, *steps
+        is_of_text=ft.partial(
+            fingerprint.is_of_text, traced, (metrics, experiment.every, *steps)
         ),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid, memory, program, provenance
+from jaxlr.lab import grid, memory, program, provenance, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.memory import format_bytes
 from jaxlr.lab.request import Request
@@ -135,8 +135,12 @@ def plan(
         backend=backend,
     )
     compiled = Compiled(request)
-    widths, sizes = fit(compiled, has_executor=executor is not None)
-    num_devices, names = len(request.devices), [dim.name for dim in request.dims]
+    machine, workers = memory.Machine.of(request.devices), None
+    if executor is not None:
+        with tasks.team(executor, compiled, None) as team:
+            machine = workers = team.machine
+    widths, sizes = fit(compiled, workers)
+    num_devices, names = machine.num_devices, [dim.name for dim in request.dims]
     return Plan(
         name=provenance.name_of(experiment),
         dims=dict(zip(names, grid.shape(request.dims), strict=True)),
@@ -153,8 +157,8 @@ def plan(
             for group, width, size in zip(request.groups, widths, sizes, strict=True)
         ),
         num_devices=num_devices,
-        device_kind=request.devices[0].device_kind,
-        available_bytes=memory.available_bytes(request.devices),
+        device_kind=machine.device_kind,
+        available_bytes=machine.available_bytes,
         result_bytes=compiled.result_bytes,
     )
 
@@ -198,7 +202,9 @@ def chunk_function(
     return program.chunk_function(lane), arguments
 
 
-def fit(compiled: Compiled, *, has_executor: bool) -> tuple[list[int], list[int]]:
+def fit(
+    compiled: Compiled, workers: memory.Machine | None = None
+) -> tuple[list[int], list[int]]:
     """Chunk width of every group, cells a device, and the estimated bytes of each.
 
     The group with the largest footprint is compiled at two small widths; a straight
@@ -206,12 +212,18 @@ def fit(compiled: Compiled, *, has_executor: bool) -> tuple[list[int], list[int]
     chunk within the budget. (A group of few cells is compiled at its own width.) The
     sweep checks every program that it compiles against the budget again.
 
+    Args:
+        compiled: The sweep.
+        workers: What the workers are that share its chunks; None where it runs here.
+
     Raises:
         ValueError: If one cell does not fit.
     """
     request = compiled.request
+    machine = workers or memory.Machine.of(request.devices)
+    budget = compiled.budget_on(machine)
     indices = range(len(request.groups))
-    wanted = [_wanted(compiled, g, has_executor) for g in indices]
+    wanted = [_wanted(compiled, g, machine, workers is not None) for g in indices]
     footprints = [compiled.lane(g).footprint for g in indices]
     heavy = max(indices, key=lambda g: (footprints[g], wanted[g]))
 
@@ -226,41 +238,43 @@ def fit(compiled: Compiled, *, has_executor: bool) -> tuple[list[int], list[int]
     for group, width, footprint in zip(request.groups, wanted, footprints, strict=True):
         scale = footprint / max(footprints[heavy], 1)
         scaled = (line[0] * scale, max(line[1] * scale, 1.0))
-        widest = memory.widest(scaled, compiled.budget)
+        widest = memory.widest(scaled, budget)
         if widest < 1:
-            raise too_large(compiled, scaled[0] + scaled[1])
-        width = even(request, len(group.cells), min(width, widest))
+            raise too_large(request, scaled[0] + scaled[1], budget)
+        width = even(len(group.cells), min(width, widest), machine.num_devices)
         widths.append(width)
         sizes.append(int(scaled[0] + scaled[1] * width))
     return widths, sizes
 
 
-def even(request: Request, num_cells: int, width: int) -> int:
+def even(num_cells: int, width: int, num_devices: int) -> int:
     """The smallest width with as many chunks as `width` gives: less padding."""
-    per_device = math.ceil(num_cells / len(request.devices))
+    per_device = math.ceil(num_cells / num_devices)
     return math.ceil(per_device / math.ceil(per_device / width))
 
 
-def too_large(compiled: Compiled, needed: float) -> ValueError:
+def too_large(request: Request, needed: float, budget: float) -> ValueError:
     """The error for a cell that does not fit by itself."""
     return ValueError(
-        f"One cell with its {compiled.request.num_seeds} seeds needs about "
-        f"{format_bytes(needed)} on a device, and {format_bytes(compiled.budget)} may "
+        f"One cell with its {request.num_seeds} seeds needs about "
+        f"{format_bytes(needed)} on a device, and {format_bytes(budget)} may "
         "be used. Sweep fewer seeds (`num_seeds`), smaller sizes, or thin the curves "
         "(`every`)."
     )
 
 
-def _wanted(compiled: Compiled, group: int, has_executor: bool) -> int:
+def _wanted(
+    compiled: Compiled, group: int, machine: memory.Machine, is_shared: bool
+) -> int:
     """Width before memory has its say: the user's, or what is fast."""
-    request = compiled.request
-    num_devices, num_seeds = len(request.devices), request.num_seeds
+    request, num_devices = compiled.request, machine.num_devices
+    num_seeds = request.num_seeds
     per_device = math.ceil(len(request.groups[group].cells) / num_devices)
     if request.chunk is not None:
         return min(per_device, math.ceil(request.chunk / num_devices))
-    if has_executor:
+    if is_shared:
         return math.ceil(per_device / EXECUTOR_CHUNKS)
-    if request.devices[0].platform == "cpu":
+    if machine.platform == "cpu":
         cell_seconds = compiled.lane(group).traffic * num_seeds / BYTES_PER_SECOND
         steady = math.ceil(CHUNK_SECONDS / max(cell_seconds, 1e-9))
         return min(per_device, max(steady, math.ceil(MIN_LANES / num_seeds)))

@@ -13,6 +13,7 @@ from jaxlr.core.types import Experiment
 from jaxlr.lab import chunks, find, grid, provenance, results, store
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.engine import SWEPT
+from jaxlr.lab.gate import Gate
 from jaxlr.lab.request import Request
 from jaxlr.lab.results import Results
 
@@ -52,7 +53,7 @@ def replay(
         ValueError: On an unknown cell or seed, or if no experiment can be found.
         RunDirectoryError: If there is no run, or a file of it is corrupt.
     """
-    directory = Path(directory)
+    directory = store.folder(directory)
     manifest = store.read_manifest(directory)
     config = manifest["config"]
     dims, groups = results.from_manifest(manifest)
@@ -76,10 +77,11 @@ def replay(
     )
     compiled = Compiled(request)
     lane, name = compiled.lane(group), f"group {group}"
-    now = provenance.config(compiled, [group], config) | {"axes": config["axes"]}
     then = config | {"computation": {name: config["computation"].get(name)}}
-    if then["computation"] == now["computation"]:
-        then["source"] = now["source"]  # an edit that changed no computation
+    now = provenance.in_words_of(then, provenance.config(compiled, [group]), compiled)
+    now["axes"] = then["axes"]
+    if provenance.edit(then, now):
+        then["source"] = now["source"]
     changed = [name for name in now if repr(now[name]) != repr(then.get(name))]
     recorded, current = (
         {name: (m.shape, m.dtype) for name, m in metrics.items()}
@@ -94,13 +96,15 @@ def replay(
     # The bits of a lane may depend on where in the program it lies.
     place = where % layout["chunk"] % layout["width"]
     values = chunks.pad(request, program, group, np.asarray([where]))
-    arrays = chunks.run_lanes(request, program, values)
     chunk = store.chunks(manifest, group)[where // layout["chunk"]]
-    path = directory / "chunks" / chunk.filename
+    arrays = chunks.run_lanes(
+        request, program, [values], num_cells=program.num_cells, seeds=chunk.seeds
+    )
+    gate = Gate(manifest, directory)
     sentence, is_equal = "Its chunk was not finished: nothing to compare.", False
-    if path.exists():
+    if gate.is_done(chunk):
         at = where - chunk.start
-        stored = {k: x[seed, at] for k, x in store.read_arrays(path).items()}
+        stored = {k: x[seed, at] for k, x in gate.read(chunk).items()}
         found = {k: x[seed, place] for k, x in arrays.items()}
         sentence, is_equal = _compare(stored, found, changed)
     points = {
@@ -113,7 +117,7 @@ def replay(
         | {"layout": [layout | {"cells": [0]}]}
     )
     lane = {k: x[seed : seed + 1, place : place + 1] for k, x in arrays.items()}
-    one.insert(store.Chunk(0, 0, 0, 1), lane)
+    one.insert(store.Chunk(0, 0, 0, 1, seeds=(0, 1)), lane)
     again = one.dataset().assign_coords(seed=[seed])
     again = again.squeeze(["seed", *(dim.name for dim in dims)])
     return again.assign_attrs(replay=sentence, is_equal=int(is_equal))

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from jaxlr.lab import docs, grid, store
+from jaxlr.lab import docs, grid
 from jaxlr.lab.lane import Metric, storage_dtype
+from jaxlr.lab.manifest import Chunk, COUNTERS
 
 
 if TYPE_CHECKING:
@@ -33,23 +33,29 @@ class Results:
         self.manifest, self.has_gaps = manifest, has_gaps
         self.dims, self.groups = from_manifest(manifest)
         self.metrics = {
-            name: (_COUNTERS[name], np.dtype(np.int32)) for name in manifest["counters"]
+            name: (COUNTERS[name], np.dtype(np.int32)) for name in manifest["counters"]
         } | merged_metrics(self.groups, has_gaps)
         self.num_seeds = manifest["config"]["num_seeds"]
         lanes = (sum(len(group.cells) for group, _ in self.groups), self.num_seeds)
         self.arrays: dict[str, np.ndarray] = {}
         for name, (metric, dtype) in self.metrics.items():
-            blank = -1 if name in _COUNTERS else np.nan if dtype.kind in "fc" else 0
+            blank = -1 if name in COUNTERS else np.nan if dtype.kind in "fc" else 0
             self.arrays[name] = np.full((*lanes, *metric.shape), blank, dtype)
 
-    def insert(self, chunk: store.Chunk, arrays: Mapping[str, np.ndarray]) -> None:
-        """Put a finished chunk, leaves (seed, cell, ...), in its place."""
+    def insert(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put a finished chunk, leaves (seed, cell, ...), in its place.
+
+        Raises:
+            ValueError: If an integer is too large for the float that it must become.
+        """
         cells = self.groups[chunk.group][0].cells[chunk.start : chunk.stop]
         for name, array in arrays.items():
+            target = self.arrays[name]
+            _check_whole(name, array, target.dtype)
             array = np.swapaxes(array, 0, 1)
             own = tuple(slice(n) for n in array.shape[2:])
-            target = self.arrays[name]
-            target[(cells, slice(None), *own)] = array.astype(target.dtype, copy=False)
+            where = (cells, slice(*chunk.seeds), *own)
+            target[where] = array.astype(target.dtype, copy=False)
 
     def dataset(self) -> "xr.Dataset":
         """The labelled results; provenance in its attributes."""
@@ -96,13 +102,17 @@ class Results:
         return {dim: x for dim, x in lengths.items() if len(set(x.tolist())) > 1}
 
 
-_COUNTERS = {
-    name: Metric((), (), "int32", long_name=text)
-    for name, text in (
-        ("diverged_at", "First kept step with a metric not finite; -1: none"),
-        ("ended_at", "Steps taken when the lane ended; -1: it never did"),
-    )
-}
+def _check_whole(name: str, array: np.ndarray, dtype: np.dtype) -> None:
+    if array.dtype.kind not in "iu" or dtype.kind not in "fc" or not array.size:
+        return
+    digits = 2 ** (np.finfo(dtype).nmant + 1)
+    worst = max(int(array.max()), -int(array.min()))
+    if worst > digits:
+        raise ValueError(
+            f"The metric {name!r} holds integers of size {worst}, and has become "
+            f"{dtype}, exact up to {digits}: another group has another type or length, "
+            "or cells are missing. Return it as one type, of one length, in all groups."
+        )
 
 
 def merged_metrics(
@@ -197,10 +207,11 @@ def diverged_at(
     What is no curve counts as measured at the last step.
     """
     curves = {name for name, metric in metrics.items() if metric.dims[:1] == ("step",)}
-    last = max((metrics[name].shape[0] for name in curves), default=1) - 1
+    lengths = (metrics[name].shape[0] for name in curves)
+    last = max(max(lengths, default=1) - 1, 0)
     first = np.full(next(iter(arrays.values())).shape[:2], np.iinfo(np.int32).max)
     for name, array in arrays.items():
-        if storage_dtype(metrics[name].dtype).kind in "biu":
+        if storage_dtype(metrics[name].dtype).kind in "biu" or not array.size:
             continue
         bad = ~np.isfinite(array)
         if name in curves:
@@ -210,29 +221,6 @@ def diverged_at(
             at = np.where(bad.any(tuple(range(2, bad.ndim))), last, first)
         first = np.minimum(first, at)
     return np.where(first > last, -1, first * every).astype(np.int32)
-
-
-def load(directory: str | Path) -> "xr.Dataset":
-    """The results of a run directory, finished or not; runs no code of its author.
-
-    Args:
-        directory: The run directory.
-
-    Cells that are not computed yet are NaN (integers become floats for it; counters are
-    -1), and `attrs["is_complete"]` says whether there are any.
-
-    Raises:
-        RunDirectoryError: If there is no run, or a file of it is corrupt.
-    """
-    directory = Path(directory)
-    manifest = store.read_manifest(directory)
-    chunks = store.chunks(manifest)
-    paths = {chunk: directory / "chunks" / chunk.filename for chunk in chunks}
-    paths = {chunk: path for chunk, path in paths.items() if path.exists()}
-    results = Results(manifest, has_gaps=len(paths) < len(chunks))
-    for chunk, path in paths.items():
-        results.insert(chunk, store.read_arrays(path))
-    return results.dataset()
 
 
 def to_layout(group: grid.Group, metrics: Mapping[str, Metric]) -> dict[str, Any]:

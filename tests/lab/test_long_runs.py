@@ -301,8 +301,8 @@ def written(monkeypatch):
     files = Written()
     write = store.write_arrays
 
-    def spy(path, arrays):
-        write(path, arrays)
+    def spy(path, arrays, identity):
+        write(path, arrays, identity)
         files.append(path.parent.name)
         if files.count("segments") == files.stop:
             raise KeyboardInterrupt
@@ -333,7 +333,7 @@ def test_a_run_goes_on_from_its_checkpoint(
     with pytest.raises(KeyboardInterrupt, match=r"1 of 3 chunks are kept.*resume=True"):
         sweep(experiment, directory=tmp_path / "cut", **same)
     checkpoint = tmp_path / "cut/segments/g000-c00001.npz"
-    saved = store.read_arrays(checkpoint)
+    saved, _ = store.read_arrays(checkpoint)
     assert saved["t"] == 11
     assert any(x.dtype == np.uint32 for x in saved.values())  # the key in the state
     segments.clear()
@@ -432,9 +432,10 @@ def test_a_checkpoint_whose_arrays_have_other_names_is_refused(
         sweep(toys.long(), directory=tmp_path, chunk=3)
     written.stop = -1
     (checkpoint,) = (tmp_path / "segments").iterdir()
-    arrays = store.read_arrays(checkpoint)
+    arrays, identity = store.read_arrays(checkpoint)
     names = [f"leaf{i}" if name != "t" else name for i, name in enumerate(arrays)]
-    store.write_arrays(checkpoint, dict(zip(names, arrays.values(), strict=True)))
+    renamed = dict(zip(names, arrays.values(), strict=True))
+    store.write_arrays(checkpoint, renamed, identity)
     with pytest.raises(store.RunDirectoryError, match="Delete that one file"):
         sweep(toys.long(), directory=tmp_path, resume=True)
 

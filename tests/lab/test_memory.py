@@ -146,7 +146,7 @@ def test_an_explicit_chunk_is_a_ceiling(host, tmp_path):
 def optimist(monkeypatch):
     """An estimate that takes all cells at once, whatever the memory."""
 
-    def fit(compiled, **_):
+    def fit(compiled, workers):
         groups = compiled.request.groups
         return [len(g.cells) for g in groups], [0 for _ in groups]
 
