@@ -1,9 +1,8 @@
 """The sweep: plan, run chunk by chunk, keep what is finished, label the results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 import contextlib
 import json
-import logging
 import math
 from pathlib import Path
 import secrets
@@ -11,7 +10,6 @@ from typing import Any, TYPE_CHECKING
 
 import jax
 
-from jaxlr.core import checks
 from jaxlr.core.types import Experiment
 from jaxlr.lab import chunks, planning, provenance, signals, store, tasks
 from jaxlr.lab.compiled import Compiled
@@ -24,7 +22,6 @@ from jaxlr.lab.request import Request
 if TYPE_CHECKING:
     import xarray as xr
 
-_LOG = logging.getLogger(__name__)
 # Directory -> the experiment that this process swept there, for `replay`.
 SWEPT: dict[Path, Experiment] = {}
 
@@ -80,9 +77,7 @@ def sweep(
         KeyboardInterrupt: On Ctrl-C or SIGTERM, within the chunk, or after the segment
             of a long run, which is kept; the message says how to resume.
     """
-    checks.choice("`resume`", resume, (False, True, "force"))
-    if resume and directory is None:
-        raise ValueError("`resume` needs the `directory` to resume.")
+    root = planning.place(directory, resume)
     request = Request.make(
         experiment,
         axes,
@@ -93,7 +88,6 @@ def sweep(
         backend=backend,
     )
     with contextlib.ExitStack() as stack:
-        root = None if directory is None else store.folder(directory)
         place = None if root is None or _only_reads(root, resume) else root
         if place is not None:
             stack.enter_context(store.lock(place))
@@ -130,9 +124,11 @@ class _Run:
     ):
         self.compiled, self.request = compiled, compiled.request
         self.root, self.team = root, team
-        if root is None or not store.is_run(root):
+        recorded, forced = planning.begun(compiled, root, resume, team)
+        if recorded is None or root is None:
             widths, _ = planning.fit(compiled, team and team.machine)
-            self.manifest = json.loads(json.dumps(self._manifest_of(widths)))
+            manifest = planning.manifest_of(compiled, widths, team)
+            self.manifest = json.loads(json.dumps(manifest))
             self.gate = Gate(self.manifest, root)
             if root is not None:
                 store.clean(root)
@@ -140,32 +136,16 @@ class _Run:
                 store.write_atomically(root / store.SOURCE, lambda f: f.write(source))
             self.gate.write_manifest()
             return
-        if not resume:
-            raise store.RunDirectoryError(
-                f"{root} already holds a run. Go on with it (resume=True, `--resume`), "
-                "or use another directory."
-            )
-        self.manifest = store.read_manifest(root)
-        now, then = self._manifest_of([1] * len(self.request.groups)), self.manifest
-        now["config"] = provenance.in_words_of(then["config"], now["config"], compiled)
+        self.manifest = recorded
         self.gate = Gate(self.manifest, root)
-        forced = store.refuse_changes(root, self.manifest, now, resume == "force")
         if not self.gate.missing():
             return
         store.clean(root)
-        if note := provenance.edit(then["config"], now["config"]):
-            _LOG.warning(note)
-            self.manifest.setdefault("history", []).append(note)
-            self.manifest["config"]["source"] = now["config"]["source"]
         if forced:  # for whoever reads the mixed results
             self.manifest.setdefault("forced", []).append(forced)
         self.manifest["run"] = self.manifest["run"] or secrets.token_hex(8)
         self.manifest["is_complete"] = False
         self.gate.write_manifest()
-
-    def _manifest_of(self, widths: Sequence[int]) -> dict[str, Any]:
-        manifest = provenance.manifest(self.compiled, widths)
-        return manifest if self.team is None else self.team.adopt(manifest)
 
     def _chunks(self, group: int | None = None) -> list[store.Chunk]:
         return store.chunks(self.manifest, group)
@@ -186,24 +166,43 @@ class _Run:
                 progress.advance(lanes)
                 check()
 
-            if len(done) < len(every):
-                if self.team is None:
-                    self._here(progress, advance)
-                else:
-                    self._elsewhere(self.team, advance)
+            failures = {}
+            ended = self._here(progress, advance)
+            if self.team is not None:
+                ended = self._elsewhere(self.team, advance)
+            with contextlib.closing(ended):
+                for chunk, error in ended:
+                    failures[chunk] = error
+                    if self.root is None:
+                        break  # nothing would be kept of what is still to come
             timings = {
                 "compile_seconds": round(progress.compile_seconds, 3),
                 "run_seconds": round(progress.run_seconds, 3),
             }
+        if failures:
+            raise self._failed(failures)
         self.gate.close(timings)
 
-    def _here(self, progress: Progress, advance: Callable[[float], None]) -> None:
+    def _here(
+        self, progress: Progress, advance: Callable[[float], None]
+    ) -> Generator[tuple[store.Chunk, BaseException]]:
+        """Run what is missing in this process; gives the chunks that fail, and why."""
         for group in range(len(self.request.groups)):
             if all(map(self.gate.is_done, self._chunks(group))):
                 continue
-            program = self._program(group, progress)
+            try:
+                program = self._program(group, progress)
+            except store.RunDirectoryError:
+                raise
+            except Exception as e:
+                if len(self.request.groups) == 1:
+                    raise
+                yield from ((c, e) for c in self._chunks(group))
+                continue
             for chunk in self._chunks(group):
-                if not self.gate.is_done(chunk):
+                if self.gate.is_done(chunk):
+                    continue
+                try:
                     arrays = chunks.run(
                         self.request,
                         program,
@@ -211,6 +210,11 @@ class _Run:
                         checkpoint=self.gate.checkpoint(chunk),
                         advance=advance,
                     )
+                except store.RunDirectoryError:
+                    raise
+                except Exception as e:
+                    yield chunk, e
+                else:
                     self.gate.admit(chunk, arrays)
 
     def _program(self, group: int, progress: Progress):
@@ -242,22 +246,23 @@ class _Run:
             layout |= {"width": width, "chunk": width * num_devices}
             self.gate.write_manifest()
 
-    def _elsewhere(self, team: tasks.Team, advance: Callable[[float], None]) -> None:
-        blocks, failures = self.manifest["layout"], {}
+    def _elsewhere(
+        self, team: tasks.Team, advance: Callable[[float], None]
+    ) -> Generator[tuple[store.Chunk, BaseException]]:
+        """Run what is missing on the workers; gives the chunks that fail, and why."""
+        blocks = self.manifest["layout"]
         widths = {chunk: blocks[chunk.group]["width"] for chunk in self.gate.missing()}
         with contextlib.closing(team.run(widths)) as ended:
             for chunk, outcome in ended:
                 if isinstance(outcome, BaseException):
-                    failures[chunk] = outcome
+                    yield chunk, outcome
                     continue
                 try:
                     self.gate.admit(chunk, outcome)
                 except ValueError as e:  # of other metrics than the chunk's
-                    failures[chunk] = e
+                    yield chunk, e
                 else:
                     advance(self._lanes([chunk]))
-        if failures:
-            raise self._failed(failures)
 
     def _failed(self, failures: Mapping[store.Chunk, BaseException]) -> RuntimeError:
         """The error that names what failed, where everything else is done."""
@@ -271,11 +276,13 @@ class _Run:
         )
         first, last = chunk.seeds[0], chunk.seeds[1] - 1
         others = f" So did {len(failures) - 1} others." * (len(failures) > 1)
-        kept = "kept" if self.root is not None else "lost without a `directory`"
+        rest = "All else is finished and kept; mend the cause and go on with resume."
+        if self.root is None:
+            rest = "Nothing was kept: the sweep had no `directory`."
         raised = RuntimeError(
             f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} ({values}; "
-            f"seeds {first}..{last}) failed: {error!r}.{others} All other chunks are "
-            f"finished, and {kept}; mend the cause and go on with resume."
+            f"seeds {first}..{last}) failed: {type(error).__name__}: {error}.{others} "
+            f"{rest}"
         )
         raised.__cause__ = error
         return raised

@@ -422,25 +422,25 @@ def is_of_text(closed: Any, parts: tuple[Any, ...], digest: str) -> bool:
     """Whether a digest is one of format 1: of a trace's text, in colors or without."""
     if digest.startswith(KIND):
         return False
-    consts = []
-    for const in map(jnp.asarray, _consts(closed)):
+    found = []
+    for const in map(jnp.asarray, consts(closed)):
         is_key = jnp.issubdtype(const.dtype, jax.dtypes.prng_key)
         array = np.asarray(jr.key_data(const) if is_key else const)
         content = np.ascontiguousarray(array).tobytes()
-        consts.append(f"{array.dtype} {array.shape}".encode() + content)
+        found.append(f"{array.dtype} {array.shape}".encode() + content)
     for use_color in (False, True):
         shown = closed.jaxpr.pretty_print(use_color=use_color)
         text = re.sub(r" at 0x[0-9a-f]+", "", f"{shown} {parts}")
-        sha = hashlib.sha256(b"".join([text.encode(), *consts]))
+        sha = hashlib.sha256(b"".join([text.encode(), *found]))
         if sha.hexdigest()[:16] == digest:
             return True
     return False
 
 
-def _consts(closed: Any) -> Iterator[Any]:
+def consts(closed: Any) -> Iterator[Any]:
     """Constants of a closed jaxpr and of those inside it, in order."""
     yield from getattr(closed, "consts", ())
     for eqn in getattr(closed, "jaxpr", closed).eqns:
         for parameter in jax.tree.leaves(list(eqn.params.values())):
             if hasattr(getattr(parameter, "jaxpr", parameter), "eqns"):
-                yield from _consts(parameter)
+                yield from consts(parameter)
