@@ -363,6 +363,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
     metrics = _described(experiment, base, shapes)
     run = jaxpr_as_fun(traced)
     steps = () if carry is None else (num_steps,)
+    closed_over = fingerprint.consts(traced)
     return Lane(
         function=lambda *arguments: [_raw(x) for x in run(*arguments)],
         metrics=metrics,
@@ -371,7 +372,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
         num_steps=num_steps,
         every=experiment.every,
         footprint=footprint,
-        closed_over=sum({id(x): x.nbytes for x in fingerprint.consts(traced)}.values()),
+        closed_over=sum({id(x): _num_bytes(x) for x in closed_over}.values()),
         traffic=traffic * max(num_steps, 1),
         fingerprint=fingerprint.of(
             traced,
@@ -496,15 +497,15 @@ def _cost(jaxpr: Any) -> tuple[int, float]:
         ]
         inner = [_cost(p) for p in sub if hasattr(p, "eqns")]
         repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        written = sum(_num_bytes(v) for v in eqn.outvars)
+        written = sum(_num_bytes(v.aval) for v in eqn.outvars)
         footprint += written + sum(f for f, _ in inner)
         traffic += repeats * sum(t for _, t in inner)
         if not inner:
-            traffic += written + sum(_num_bytes(v) for v in eqn.invars)
+            traffic += written + sum(_num_bytes(v.aval) for v in eqn.invars)
     return footprint, traffic
 
 
-def _num_bytes(variable: Any) -> int:
-    aval = variable.aval
-    itemsize = getattr(getattr(aval, "dtype", None), "itemsize", 4)
-    return int(np.prod(getattr(aval, "shape", ()), dtype=np.int64)) * itemsize
+def _num_bytes(array: Any) -> int:
+    """Bytes of an array, or of one that has this shape and dtype."""
+    itemsize = getattr(getattr(array, "dtype", None), "itemsize", 4)
+    return int(np.prod(getattr(array, "shape", ()), dtype=np.int64)) * itemsize

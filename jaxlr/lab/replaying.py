@@ -39,8 +39,8 @@ def replay(
             may be left out.
         seed: Index of the seed, in 0..num_seeds - 1.
         experiment: The experiment to run, at the settings of the run, whatever it
-            declares. None for what this process swept there, else for what the recorded
-            name or path leads to.
+            declares. None for what this process swept there, else for the shipped one
+            of the recorded name: a file that a run directory names is not executed.
 
     Returns:
         The cell's metrics. `attrs["replay"]` says what equality can be expected here
