@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxlr.lab.aot import compile_for as compile_for
     from jaxlr.lab.engine import sweep as sweep
+    from jaxlr.lab.gate import load as load
     from jaxlr.lab.grid import dimension_name as dimension_name
     from jaxlr.lab.judging import claims as claims, Judgement as Judgement
     from jaxlr.lab.planning import (
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     )
     from jaxlr.lab.plot import draw_seeds as draw_seeds, panels as panels
     from jaxlr.lab.replaying import replay as replay
-    from jaxlr.lab.results import hparams as hparams, load as load, select as select
+    from jaxlr.lab.results import hparams as hparams, select as select
     from jaxlr.lab.store import RunDirectoryError as RunDirectoryError
 
 _HOME = {
@@ -32,7 +33,7 @@ _HOME = {
     "dimension_name": "grid",
     "draw_seeds": "plot",
     "hparams": "results",
-    "load": "results",
+    "load": "gate",
     "panels": "plot",
     "plan": "planning",
     "replay": "replaying",

@@ -1,7 +1,8 @@
 """Run one chunk: all seeds of some cells of one group, closed or in segments."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+import dataclasses
+import math
 import time
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax
 import numpy as np
 
 from jaxlr.core import compat
-from jaxlr.lab import results, store
+from jaxlr.lab import results, signals
 from jaxlr.lab.lane import LANE
+from jaxlr.lab.manifest import Chunk
 from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request
-from jaxlr.lab.store import Chunk
+from jaxlr.lab.store import Stored
 
 
 SEGMENT_SECONDS = 1.0  # of a long run: how often its progress shows
@@ -25,7 +27,7 @@ def run(
     program: Program,
     chunk: Chunk,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Stored | None = None,
     advance: Callable[[float], Any] = lambda lanes: None,
 ) -> dict[str, np.ndarray]:
     """All metrics of a chunk, leaves (seed, cell, ...), and its lanes' counters.
@@ -35,27 +37,25 @@ def run(
         program: Program of the group; where it is narrower than the chunk, it is called
             more than once.
         chunk: The cells to run.
-        checkpoint: File in which a long run keeps its state; the run goes on from what
-            is there. None keeps nothing.
+        checkpoint: Where a long run keeps its state; the run goes on from what is
+            there. None keeps nothing.
         advance: Called with the number of lanes that have been finished since its last
             call, fractions included.
     """
-    parts = []
-    is_whole = chunk.stop - chunk.start <= program.num_cells
-    for start in range(chunk.start, chunk.stop, program.num_cells):
-        cells = np.arange(start, min(start + program.num_cells, chunk.stop))
-        lanes = len(cells) * request.num_seeds
-        part = run_lanes(
-            request,
-            program,
-            pad(request, program, chunk.group, cells),
-            checkpoint=checkpoint if is_whole else None,
-            advance=lambda share, lanes=lanes: advance(share * lanes),
-        )
-        parts.append({name: x[:, : len(cells)] for name, x in part.items()})
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]}
+    cells = np.arange(chunk.start, chunk.stop)
+    parts = [
+        pad(request, program, chunk.group, cells[start : start + program.num_cells])
+        for start in range(0, len(cells), program.num_cells)
+    ]
+    return run_lanes(
+        request,
+        program,
+        parts,
+        num_cells=len(cells),
+        seeds=chunk.seeds,
+        checkpoint=checkpoint,
+        advance=lambda share: advance(share * math.prod(chunk.lanes)),
+    )
 
 
 def pad(
@@ -72,34 +72,46 @@ def pad(
 def run_lanes(
     request: Request,
     program: Program,
-    values: dict[str, np.ndarray],
+    parts: Sequence[dict[str, np.ndarray]],
     *,
-    checkpoint: Path | None = None,
+    num_cells: int,
+    seeds: tuple[int, int],
+    checkpoint: Stored | None = None,
     advance: Callable[[float], Any] = lambda share: None,
 ) -> dict[str, np.ndarray]:
-    """One call of a closed program, or all segments of a long one; padding included.
+    """A call of a closed program for every part, or all segments of a long one.
 
     Args:
         request: The sweep that the lanes are part of.
-        program: Compiled program, for as many cells as there are in `values`.
-        values: Traced fields: name -> values of shape (cells,).
-        checkpoint: File in which a long run keeps its state; None keeps nothing.
+        program: Compiled program, for as many cells as there are in each part.
+        parts: Traced fields of each call: name -> values of shape (cells,).
+        num_cells: Number of cells to return; those after them are padding.
+        seeds: Index of the first seed, and that after the last.
+        checkpoint: Where a long run keeps its state; None keeps nothing.
         advance: Called with the share of the lanes' whole run that has been done since
             its last call.
     """
     lane = program.lane
-    seed = np.uint32(request.seed)
-    indices = np.arange(request.num_seeds, dtype=np.int32)
+    given = np.uint32(request.seed), np.arange(*seeds, dtype=np.int32)
     with compat.x64(request.experiment.x64):
         if lane.state is not None:
-            return _segments(
-                request, program, (seed, indices, values), checkpoint, advance
+            return _Long(request, program, given, parts, num_cells, checkpoint).run(
+                advance
             )
-        out = patiently(lambda: _fetch(program.call(seed, indices, values)))
-    advance(1.0)
-    arrays = dict(zip(lane.metrics, out, strict=True))
+        outs = []
+        for values in parts:
+            outs.append(patiently(lambda v=values: _fetch(program.call(*given, v))))
+            advance(1 / len(parts))
+    arrays = dict(zip(lane.metrics, _joined(outs, num_cells), strict=True))
     counts = results.diverged_at(lane.metrics, arrays, lane.every)
     return arrays | {"diverged_at": counts}
+
+
+def _joined(parts: Sequence[Sequence[np.ndarray]], num_cells: int) -> list[np.ndarray]:
+    """The arrays of all parts side by side, without the padding."""
+    columns = zip(*parts, strict=True)
+    wholes = (c[0] if len(c) == 1 else np.concatenate(c, axis=1) for c in columns)
+    return [x[:, :num_cells] for x in wholes]
 
 
 def patiently(call: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
@@ -123,59 +135,102 @@ def _fetch(arrays: Sequence[jax.Array | np.ndarray]) -> list[np.ndarray]:
     return [np.array(x) for x in arrays]
 
 
-def _segments(request, program, arguments, checkpoint, advance):
-    lane = program.lane
-    num_steps = lane.num_steps
-    t, state = 0, program.initial_state(request.num_seeds)
-    if checkpoint is not None and checkpoint.exists():
-        t, state = _checkpointed(checkpoint, program)
-        advance(t / num_steps)
-    saved_at = time.perf_counter()
-    length, pace = 1, 0.0
-    while t < num_steps:
-        begun = time.perf_counter()
-        stop = min(t + length, num_steps)
-        state = program.call(*arguments, state, (np.int32(t), np.int32(stop)))
-        has_ended = bool((_fetch([lane.unpack(state).ended_at])[0] >= 0).all())
-        seconds = time.perf_counter() - begun
-        advance(((num_steps if has_ended else stop) - t) / num_steps)
-        # A longer segment is right while it is short, or while its fixed cost shows.
-        is_faster = (stop - t) / seconds > 1.1 * pace
-        if seconds < SEGMENT_SECONDS / 2 or (
-            is_faster and 2 * seconds < request.experiment.checkpoint_seconds
-        ):
-            length *= 2
-        pace, t = (stop - t) / seconds, stop
-        if has_ended:
-            break
-        is_due = time.perf_counter() - saved_at >= request.experiment.checkpoint_seconds
-        if checkpoint is not None and is_due and t < num_steps:
-            leaves = dict(zip(lane.state_names, _fetch(state), strict=True))
-            store.write_arrays(checkpoint, leaves | {"t": np.int32(t)})
-            saved_at = time.perf_counter()
-    carry = lane.unpack(_fetch(state))
-    curves, last = map(jax.tree.leaves, (carry.curves, carry.info))
-    arrays = {}
-    for name, curve, info in zip(lane.metrics, curves, last, strict=True):
-        arrays[name] = curve[:, :, : lane.num_rows]
-        # Ended lanes stand still.
-        arrays[name][:, :, -(-t // lane.every) :] = info[:, :, None]
-    counters = {"ended_at": carry.ended_at, "diverged_at": carry.diverged_at}
-    return arrays | counters
+@dataclasses.dataclass
+class _Long:
+    """A long run under way: all parts of a chunk, at one step, segment by segment."""
 
+    request: Request
+    program: Program
+    given: tuple[np.uint32, np.ndarray]
+    parts: Sequence[dict[str, np.ndarray]]
+    num_cells: int
+    checkpoint: Stored | None
 
-def _checkpointed(path: Path, program: Program) -> tuple[int, list[np.ndarray]]:
-    """Step and state that a checkpoint holds, padded as the program is."""
-    saved = store.read_arrays(path)
-    t = int(saved.pop("t"))
-    names, leaves = list(saved), list(saved.values())
-    found = [(x.shape[2:], x.dtype) for x in leaves]
-    wanted = [(x.shape, x.dtype) for x in program.lane.state or []]
-    if (names, found) != (program.lane.state_names, wanted):
-        raise store.RunDirectoryError(
-            f"{path} holds the state of another solver. Delete that one file and go on "
-            "with resume (`--resume`): only its cells are computed again."
-        )
-    # As `pad` does; other devices than those that wrote it make another width.
-    lanes = np.minimum(np.arange(program.num_cells), leaves[0].shape[1] - 1)
-    return t, [x[:, lanes] for x in leaves]
+    def __post_init__(self):
+        self.lane = self.program.lane
+        self.t, num_seeds = 0, len(self.given[1])
+        start = self.program.initial_state
+        self.states: list[Any] = [start(num_seeds) for _ in self.parts]
+        if self.checkpoint is not None and self.checkpoint.path.exists():
+            self._restore(self.checkpoint)
+
+    def run(self, advance: Callable[[float], Any]) -> dict[str, np.ndarray]:
+        num_steps = self.lane.num_steps
+        patience = self.request.experiment.checkpoint_seconds
+        advance(self.t / num_steps)
+        length, pace, saved_at = 1, 0.0, time.perf_counter()
+        try:
+            while self.t < num_steps:
+                t, begun = self.t, time.perf_counter()
+                stop = min(t + length, num_steps)
+                with signals.held():  # a state in the midst of a segment is no state
+                    has_ended = self._advance(stop)
+                seconds = time.perf_counter() - begun
+                advance(((num_steps if has_ended else stop) - t) / num_steps)
+                if has_ended:
+                    break
+                # A longer segment is right while it is short, or while its fixed cost
+                # shows.
+                is_faster = (stop - t) / seconds > 1.1 * pace
+                if seconds < SEGMENT_SECONDS / 2 or (
+                    is_faster and 2 * seconds < patience
+                ):
+                    length *= 2
+                pace = (stop - t) / seconds
+                is_due = time.perf_counter() - saved_at >= patience
+                if is_due and self.t < num_steps:
+                    self._save()
+                    saved_at = time.perf_counter()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        return self._finished()
+
+    def _advance(self, stop: int) -> bool:
+        """Take all parts to step `stop`; whether all lanes have ended."""
+        times, unpack, ended = (np.int32(self.t), np.int32(stop)), self.lane.unpack, []
+        for i, (values, state) in enumerate(zip(self.parts, self.states, strict=True)):
+            state = self.program.call(*self.given, values, state, times)
+            ended.append((_fetch([unpack(state).ended_at])[0] >= 0).all())
+            # The device has room for one part.
+            self.states[i] = state if len(self.parts) == 1 else _fetch(state)
+        self.t = stop
+        return all(ended)
+
+    def _save(self) -> None:
+        if self.checkpoint is not None and self.t:
+            leaves = _joined(list(map(_fetch, self.states)), self.num_cells)
+            named = dict(zip(self.lane.state_names, leaves, strict=True))
+            self.checkpoint.write(named | {"t": np.int32(self.t)})
+
+    def _restore(self, checkpoint: Stored) -> None:
+        """Step and state from a checkpoint, padded as the program is."""
+        saved = checkpoint.read()
+        t = saved.pop("t", None)
+        leaves = list(saved.values())
+        lead = len(self.given[1]), self.num_cells
+        found = [(name, x.shape[2:], x.dtype) for name, x in saved.items()]
+        pairs = zip(self.lane.state_names, self.lane.state or [], strict=True)
+        wanted = [(name, x.shape, x.dtype) for name, x in pairs]
+        if t is None or t.shape or not 0 < t <= self.lane.num_steps or found != wanted:
+            raise checkpoint.refused("it holds the state of another solver")
+        # Format 1 kept the padding too.
+        if any(x.shape[0] != lead[0] or x.shape[1] < lead[1] for x in leaves):
+            raise checkpoint.refused(f"it does not hold the states of {lead} lanes")
+        self.t = int(t)
+        width = self.program.num_cells
+        for i in range(len(self.parts)):  # as `pad` does
+            lanes = np.minimum(i * width + np.arange(width), lead[1] - 1)
+            self.states[i] = [x[:, lanes] for x in leaves]
+
+    def _finished(self) -> dict[str, np.ndarray]:
+        lane = self.lane
+        carry = lane.unpack(_joined(list(map(_fetch, self.states)), self.num_cells))
+        curves, last = map(jax.tree.leaves, (carry.curves, carry.info))
+        arrays = {}
+        for name, curve, info in zip(lane.metrics, curves, last, strict=True):
+            arrays[name] = curve[:, :, : lane.num_rows]
+            # Ended lanes stand still.
+            arrays[name][:, :, -(-self.t // lane.every) :] = info[:, :, None]
+        counts = results.diverged_at(lane.metrics, arrays, lane.every)
+        return arrays | {"ended_at": carry.ended_at, "diverged_at": counts}

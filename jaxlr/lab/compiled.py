@@ -1,8 +1,9 @@
 """Traces and programs of a request, made when first needed.
 
-Programs are kept for the process's life (the most recent ones) under the digest of
+Programs are kept for the process's life (the most recent ones) under the fingerprint of
 their computation, so that a sweep after its plan, or the same sweep again, compiles
-nothing, and a changed function is never mistaken for the old one.
+nothing, and a changed function is never mistaken for the old one: neither one that is
+traced, nor one that is only called, as host callbacks are.
 """
 
 from collections import OrderedDict
@@ -71,8 +72,11 @@ class Compiled:
             "backend": request.backend,
         }
         is_x64, switches = request.experiment.x64, tuple(settings().items())
+        digest, held = lane.fingerprint
+        # The program keeps its lane, and that what is held: no id is used again.
+        objects = frozenset(map(id, held))
         return kept(
-            (lane.digest, is_x64, switches, *layout.values()),
+            (digest, objects, is_x64, switches, *layout.values()),
             lambda: program.compile_program(request.experiment, lane, **layout),
         )
 
@@ -86,6 +90,10 @@ class Compiled:
 
     @ft.cached_property
     def budget(self) -> float:
+        """Bytes of one device that a chunk may take; `budget_on` this machine."""
+        return self.budget_on(memory.Machine.of(self.request.devices))
+
+    def budget_on(self, machine: memory.Machine) -> float:
         """Bytes of one device that a chunk may take; the results are set aside.
 
         Raises:
@@ -97,7 +105,6 @@ class Compiled:
                 f"The results alone need {self.result_bytes:,} bytes of the host's "
                 f"{host:,}. Thin the curves (`every`), or sweep fewer cells or seeds."
             )
-        devices = self.request.devices
-        available = memory.available_bytes(devices) * memory.SHARE
-        is_host = devices[0].platform == "cpu"
-        return available - is_host * self.result_bytes / len(devices)
+        available = machine.available_bytes * memory.SHARE
+        is_host = machine.platform == "cpu"
+        return available - is_host * self.result_bytes / machine.num_devices

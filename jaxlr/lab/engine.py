@@ -1,24 +1,22 @@
 """The sweep: plan, run chunk by chunk, keep what is finished, label the results."""
 
-from collections.abc import Callable, Sequence
-import concurrent.futures
+from collections.abc import Callable, Generator, Mapping, Sequence
 import contextlib
-import functools as ft
 import json
+import math
 from pathlib import Path
-import signal
-import threading
+import secrets
 from typing import Any, TYPE_CHECKING
 
 import jax
 
-from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, planning, provenance, store, tasks
+from jaxlr.lab import chunks, planning, provenance, signals, store, tasks
 from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.gate import Gate
+from jaxlr.lab.manifest import fields_of
 from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
-from jaxlr.lab.results import load, Results
 
 
 if TYPE_CHECKING:
@@ -39,13 +37,14 @@ def sweep(
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     backend: str = "shard_map",
-    executor: concurrent.futures.Executor | None = None,
+    executor: Any = None,
 ) -> "xr.Dataset":
     """Run an experiment at every cell of its axes, with every seed.
 
     Fields of HParams that are static or strings are compiled once a value; all others
     are one `vmap`. Seed i is the key `fold_in(key(seed), i)` in every cell. A lane
-    that diverges is data: `diverged_at` is its first step with a value not finite.
+    that diverges is data: `diverged_at` is its first kept step with a metric not
+    finite. A long run's lane ends where its state is not finite, whatever its metrics.
 
     Args:
         experiment: The experiment to run.
@@ -56,13 +55,16 @@ def sweep(
         seed: Seed of the root key.
         directory: Directory in which finished chunks are kept; None keeps nothing.
         resume: Whether to go on with what is in `directory`, or start there if nothing
-            is; `"force"` goes on even if source, configuration or versions changed.
+            is; `"force"` goes on even if computation, configuration or versions
+            changed. A source that was edited and computes what it did is noted.
         chunk: Largest number of cells of a chunk; None for what fits into memory. A
             resumed run keeps its own.
         devices: Devices that share the cells of every chunk; None for all local ones.
         backend: `"shard_map"`, or `"pmap"` for the same by `jax.pmap`.
-        executor: What runs the chunks elsewhere (Dask, SLURM, processes); None runs
-            them here. A long run's chunk has no checkpoints elsewhere.
+        executor: What runs the chunks elsewhere: any `concurrent.futures.Executor`
+            (spawned processes, Dask's `client.get_executor()`), or one of submitit
+            (SLURM). None runs them here. A long run's chunk has no checkpoints
+            elsewhere.
 
     Returns:
         One variable a metric, with dimensions (axes..., seed, its own); coordinates
@@ -71,11 +73,11 @@ def sweep(
     Raises:
         ValueError: On misuse, naming argument, value and what is allowed.
         RunDirectoryError: If the directory cannot be used; the message says what to do.
-        KeyboardInterrupt: On Ctrl-C, within the chunk; the message says how to resume.
+        RuntimeError: If the executor fails, or cancels what it was given.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, within the chunk, or after the segment
+            of a long run, which is kept; the message says how to resume.
     """
-    checks.choice("`resume`", resume, (False, True, "force"))
-    if resume and directory is None:
-        raise ValueError("`resume` needs the `directory` to resume.")
+    root = planning.place(directory, resume)
     request = Request.make(
         experiment,
         axes,
@@ -86,11 +88,13 @@ def sweep(
         backend=backend,
     )
     with contextlib.ExitStack() as stack:
-        root = None if directory is None else Path(directory)
-        if root is not None:
-            store.is_run(root)  # before a lock file is put there
-            stack.enter_context(store.lock(root))
-        run = _Run(Compiled(request), root, resume, executor)
+        place = None if root is None or _only_reads(root, resume) else root
+        if place is not None:
+            stack.enter_context(store.lock(place))
+        compiled, team = Compiled(request), None
+        if executor is not None:
+            team = stack.enter_context(tasks.team(executor, compiled, place))
+        run = _Run(compiled, root, resume, team)
         if root is not None:
             SWEPT[root.resolve()] = experiment
         try:
@@ -100,34 +104,12 @@ def sweep(
     return run.dataset()
 
 
-@contextlib.contextmanager
-def _interrupts_are_heard():
-    """A function that raises on a Ctrl-C which Python has dropped.
-
-    It does where one falls into a callback of the garbage collector, as jax has.
-    Whoever handles the signal in another way is left alone.
-    """
-    default = signal.default_int_handler
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not default:
-        yield lambda: None
-        return
-    heard = []
-
-    def remember(*args):
-        heard.append(args)
-        default(*args)
-
-    def check():
-        if heard:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield check
-    finally:
-        if signal.getsignal(signal.SIGINT) is remember:
-            signal.signal(signal.SIGINT, default)
+def _only_reads(root: Path, resume: bool | str) -> bool:
+    """Whether nothing is left to do or keep there: read-only storage will do."""
+    if not (store.is_run(root) and resume):  # asked before a lock file is put there
+        return False
+    manifest = store.read_manifest(root)
+    return manifest["is_complete"] and not Gate(manifest, root).missing()
 
 
 class _Run:
@@ -138,100 +120,102 @@ class _Run:
         compiled: Compiled,
         root: Path | None,
         resume: bool | str,
-        executor: concurrent.futures.Executor | None,
+        team: tasks.Team | None,
     ):
         self.compiled, self.request = compiled, compiled.request
-        self.root, self.executor = root, executor
-        if root is None or not store.is_run(root):
-            widths, _ = planning.fit(compiled, has_executor=executor is not None)
-            manifest = provenance.manifest(compiled, widths)
+        self.root, self.team = root, team
+        recorded, forced = planning.begun(compiled, root, resume, team)
+        if recorded is None or root is None:
+            widths, _ = planning.fit(compiled, team and team.machine)
+            manifest = planning.manifest_of(compiled, widths, team)
             self.manifest = json.loads(json.dumps(manifest))
+            self.gate = Gate(self.manifest, root)
             if root is not None:
                 store.clean(root)
-            self._write_manifest()
+                source = provenance.source_text(self.request.experiment)
+                store.write_atomically(root / store.SOURCE, lambda f: f.write(source))
+            self.gate.write_manifest()
             return
-        if not resume:
-            raise store.RunDirectoryError(
-                f"{root} already holds a run. Go on with it (resume=True, `--resume`), "
-                "or use another directory."
-            )
-        self.manifest = store.read_manifest(root)
-        now = provenance.manifest(compiled, [1] * len(self.request.groups))
-        forced = store.refuse_changes(root, self.manifest, now, resume == "force")
+        self.manifest = recorded
+        self.gate = Gate(self.manifest, root)
+        if not self.gate.missing():
+            return
         store.clean(root)
         if forced:  # for whoever reads the mixed results
             self.manifest.setdefault("forced", []).append(forced)
-            self._write_manifest()
-
-    @ft.cached_property
-    def results(self) -> Results:
-        """Holds what is finished where there is no directory for it."""
-        return Results(self.manifest)
-
-    def _write_manifest(self):
-        if self.root is not None:
-            store.write_json(self.root / store.MANIFEST, self.manifest)
+        self.manifest["run"] = self.manifest["run"] or secrets.token_hex(8)
+        self.manifest["is_complete"] = False
+        self.gate.write_manifest()
 
     def _chunks(self, group: int | None = None) -> list[store.Chunk]:
         return store.chunks(self.manifest, group)
 
-    def _is_done(self, chunk: store.Chunk) -> bool:
-        return self._exists(chunk, "chunks")
-
-    def _exists(self, chunk: store.Chunk, *folders: str) -> bool:
-        """Whether one of the folders has a file of the chunk."""
-        root = self.root
-        return root is not None and any(
-            (root / folder / chunk.filename).exists() for folder in folders
-        )
-
-    def _finish(self, chunk: store.Chunk, arrays) -> None:
-        if self.root is None:
-            self.results.insert(chunk, arrays)
-        else:
-            store.write_arrays(self.root / "chunks" / chunk.filename, arrays)
-            (self.root / "segments" / chunk.filename).unlink(missing_ok=True)
-
     def _lanes(self, found) -> int:
-        return sum(c.stop - c.start for c in found) * self.request.num_seeds
+        return sum(math.prod(chunk.lanes) for chunk in found)
 
     def all(self) -> None:
         """Run what is not done yet."""
         every = self._chunks()
-        done = [c for c in every if self._is_done(c)]
+        done = [c for c in every if self.gate.is_done(c)]
         with (
             Progress(self._lanes(every), self._lanes(done)) as progress,
-            _interrupts_are_heard() as check,
+            signals.heard() as check,
         ):
 
             def advance(lanes):
                 progress.advance(lanes)
                 check()
 
-            if len(done) < len(every):
-                if self.executor is None:
-                    self._here(progress, advance)
-                else:
-                    self._elsewhere(self.executor, advance)
+            failures = {}
+            ended = self._here(progress, advance)
+            if self.team is not None:
+                ended = self._elsewhere(self.team, advance)
+            with contextlib.closing(ended):
+                for chunk, error in ended:
+                    failures[chunk] = error
+                    if self.root is None:
+                        break  # nothing would be kept of what is still to come
             timings = {
                 "compile_seconds": round(progress.compile_seconds, 3),
                 "run_seconds": round(progress.run_seconds, 3),
             }
-        if not self.manifest["is_complete"]:
-            self.manifest |= {"is_complete": True, "timings": timings}
-            self._write_manifest()
+        if failures:
+            raise self._failed(failures)
+        self.gate.close(timings)
 
-    def _here(self, progress: Progress, advance: Callable[[float], None]) -> None:
+    def _here(
+        self, progress: Progress, advance: Callable[[float], None]
+    ) -> Generator[tuple[store.Chunk, BaseException]]:
+        """Run what is missing in this process; gives the chunks that fail, and why."""
         for group in range(len(self.request.groups)):
-            if all(map(self._is_done, self._chunks(group))):
+            if all(map(self.gate.is_done, self._chunks(group))):
                 continue
-            program = self._program(group, progress)
+            try:
+                program = self._program(group, progress)
+            except store.RunDirectoryError:
+                raise
+            except Exception as e:
+                if len(self.request.groups) == 1:
+                    raise
+                yield from ((c, e) for c in self._chunks(group))
+                continue
             for chunk in self._chunks(group):
-                if not self._is_done(chunk):
-                    path = self.root and self.root / "segments" / chunk.filename
-                    settings = {"checkpoint": path, "advance": advance}
-                    arrays = chunks.run(self.request, program, chunk, **settings)
-                    self._finish(chunk, arrays)
+                if self.gate.is_done(chunk):
+                    continue
+                try:
+                    arrays = chunks.run(
+                        self.request,
+                        program,
+                        chunk,
+                        checkpoint=self.gate.checkpoint(chunk),
+                        advance=advance,
+                    )
+                except store.RunDirectoryError:
+                    raise
+                except Exception as e:
+                    yield chunk, e
+                else:
+                    self.gate.admit(chunk, arrays)
 
     def _program(self, group: int, progress: Progress):
         """Compile at the planned width, and narrower while that is over the budget.
@@ -239,9 +223,7 @@ class _Run:
         Once a chunk of the group has begun its width stands: the bits depend on it.
         """
         layout = self.manifest["layout"][group]
-        has_begun = any(
-            self._exists(c, "chunks", "segments") for c in self._chunks(group)
-        )
+        has_begun = any(map(self.gate.has_begun, self._chunks(group)))
         while True:
             width = layout["width"]
             try:
@@ -256,57 +238,65 @@ class _Run:
                 if has_begun or needed <= self.compiled.budget:
                     return program
             if width == 1:
-                raise planning.too_large(self.compiled, needed)
+                raise planning.too_large(self.request, needed, self.compiled.budget)
             narrower = int(width * self.compiled.budget / needed)
             narrower = min(max(narrower, 1), width - 1)
-            width = planning.even(self.request, len(layout["cells"]), narrower)
-            layout |= {"width": width, "chunk": width * len(self.request.devices)}
-            self._write_manifest()
+            num_devices = len(self.request.devices)
+            width = planning.even(len(layout["cells"]), narrower, num_devices)
+            layout |= {"width": width, "chunk": width * num_devices}
+            self.gate.write_manifest()
 
     def _elsewhere(
-        self, executor: concurrent.futures.Executor, advance: Callable[[float], None]
-    ) -> None:
-        payload = tasks.pack(self.compiled)
-        widths = [layout["width"] for layout in self.manifest["layout"]]
-        waiting = {
-            executor.submit(tasks.run_chunk, payload, widths[chunk.group], chunk): chunk
-            for chunk in self._chunks()
-            if not self._is_done(chunk)
-        }
-        failure = None
-        try:
-            for future in concurrent.futures.as_completed(set(waiting)):
-                chunk = waiting.pop(future)
-                if future.cancelled():
+        self, team: tasks.Team, advance: Callable[[float], None]
+    ) -> Generator[tuple[store.Chunk, BaseException]]:
+        """Run what is missing on the workers; gives the chunks that fail, and why."""
+        blocks = self.manifest["layout"]
+        widths = {chunk: blocks[chunk.group]["width"] for chunk in self.gate.missing()}
+        with contextlib.closing(team.run(widths)) as ended:
+            for chunk, outcome in ended:
+                if isinstance(outcome, BaseException):
+                    yield chunk, outcome
                     continue
-                if error := future.exception():
-                    failure = failure or (chunk, error)
-                    for other in waiting:  # those under way are still waited for
-                        other.cancel()
-                    continue
-                self._finish(chunk, future.result())
-                advance(self._lanes([chunk]))
-        finally:
-            for future in waiting:
-                future.cancel()
-        if failure:
-            chunk, error = failure
-            raise RuntimeError(
-                f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} failed "
-                f"on the executor: {error!r}. Every other chunk that had begun is "
-                "kept; mend the cause and go on with resume."
-            ) from error
+                try:
+                    self.gate.admit(chunk, outcome)
+                except ValueError as e:  # of other metrics than the chunk's
+                    yield chunk, e
+                else:
+                    advance(self._lanes([chunk]))
+
+    def _failed(self, failures: Mapping[store.Chunk, BaseException]) -> RuntimeError:
+        """The error that names what failed, where everything else is done."""
+        chunk, error = next(iter(failures.items()))
+        block = self.manifest["layout"][chunk.group]
+        cells = block["cells"][chunk.start : chunk.stop]
+        fields = fields_of(self.manifest["config"]["axes"], cells)
+        values = "; ".join(
+            f"{name}={', '.join(map(repr, dict.fromkeys(found)))}"
+            for name, found in fields.items()
+        )
+        first, last = chunk.seeds[0], chunk.seeds[1] - 1
+        others = f" So did {len(failures) - 1} others." * (len(failures) > 1)
+        rest = "All else is finished and kept; mend the cause and go on with resume."
+        if self.root is None:
+            rest = "Nothing was kept: the sweep had no `directory`."
+        raised = RuntimeError(
+            f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} ({values}; "
+            f"seeds {first}..{last}) failed: {type(error).__name__}: {error}.{others} "
+            f"{rest}"
+        )
+        raised.__cause__ = error
+        return raised
 
     def dataset(self) -> "xr.Dataset":
         """The labelled results."""
-        return self.results.dataset() if self.root is None else load(self.root)
+        return self.gate.dataset()
 
     def how_to_resume(self) -> str:
         """What to say on Ctrl-C."""
         if self.root is None:
             return "Stopped. Nothing was kept: the sweep had no `directory`."
         every = self._chunks()
-        done = sum(map(self._is_done, every))
+        done = sum(map(self.gate.is_done, every))
         return (
             f"Stopped. {done} of {len(every)} chunks are kept in {self.root}. Go on "
             f"with `--directory {self.root} --resume`, in Python with "

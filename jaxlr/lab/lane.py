@@ -5,11 +5,9 @@ carry, a first and a last step, and returns the carry: one program for every seg
 that a run may be cut anywhere and keep its bits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools as ft
-import hashlib
-import re
 from typing import Any
 
 import equinox as eqx
@@ -22,7 +20,7 @@ import numpy as np
 
 from jaxlr.core import compat, loop, tree
 from jaxlr.core.types import Experiment
-from jaxlr.lab import docs, grid
+from jaxlr.lab import docs, fields, fingerprint, grid
 
 
 LANE = "_lane"  # a traced input that every group has, so that `vmap` has a size
@@ -54,7 +52,7 @@ def storage_dtype(dtype: str) -> np.dtype:
 
 @ft.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["state", "info", "curves", "ended_at", "diverged_at"],
+    data_fields=["state", "info", "curves", "ended_at"],
     meta_fields=[],
 )
 @dataclasses.dataclass
@@ -65,15 +63,14 @@ class Carry:
         state: The solver's state: its arrays.
         info: The metrics of the last step taken.
         curves: The metrics of the kept steps, in front of one row for all others.
-        ended_at: Number of steps taken when the lane ended; -1 if it has not.
-        diverged_at: The step that made a value infinite or NaN; -1 if none has.
+        ended_at: Number of steps taken when the lane ended, by its solver or because a
+            value of its state became infinite or NaN; -1 if it has not.
     """
 
     state: PyTree
     info: PyTree
     curves: PyTree
     ended_at: Any
-    diverged_at: Any
 
     def pack(self) -> list[Any]:
         """The arrays in a list; `Lane.unpack` makes the carry of it."""
@@ -91,8 +88,9 @@ class Carry:
             info: The metrics of the step.
             has_ended: `has_ended(state)` of the solver, or None.
         """
-        has_diverged = tree.has_diverged(self.state, state, info)
         is_running = self.ended_at < 0
+        # What is measured of a state may be infinite or NaN, and the state go on.
+        has_diverged = is_running & tree.has_diverged(self.state, state, ())
         state = tree.select(is_running, state, self.state)
         info = tree.select(is_running, info, self.info)
         ends = has_diverged
@@ -104,7 +102,6 @@ class Carry:
             jax.tree.map(lambda x: _lost(x, has_diverged), info),
             jax.tree.map(put, self.curves, info),
             jnp.where(is_running & ends, t + 1, self.ended_at),
-            jnp.where(is_running & has_diverged, t, self.diverged_at),
         )
 
 
@@ -121,9 +118,12 @@ class Lane:
         every: One row of the curves is kept in this many steps.
         footprint: Bytes of all intermediate values, loop bodies counted once: a
             yardstick for the memory of groups.
+        closed_over: Bytes of the arrays that the trace closes over: every program has
+            them once a device.
         traffic: Bytes that all operations read and write, scans counted whole: a
             yardstick for time.
-        digest: Digest of the computation: operations, constants, names of the metrics.
+        fingerprint: What tells its computation, and how it is labelled, from others.
+        is_of_text: Whether a digest is one that format 1 recorded of it.
     """
 
     function: Callable[..., list[jax.Array]]
@@ -133,8 +133,10 @@ class Lane:
     num_steps: int
     every: int
     footprint: int
+    closed_over: int
     traffic: float
-    digest: str
+    fingerprint: fingerprint.Fingerprint
+    is_of_text: Callable[[str], bool]
 
     @property
     def num_rows(self) -> int:
@@ -162,19 +164,84 @@ def trace(experiment: Experiment, group: grid.Group) -> Lane:
 
     Raises:
         ValueError: If the metrics are not a dict, NamedTuple or Module of arrays, or
-            one is called like a swept field or a reserved coordinate, or if an axis
-            has a value that its dtype cannot hold.
+            one is called like a swept field or a reserved coordinate, if an axis has a
+            value that its dtype cannot hold, or if the run needs a swept field's value
+            in Python.
     """
-    base = dataclasses.replace(experiment.hparams, **group.static)
+    known = fields.of(experiment.hparams)
     with compat.x64(experiment.x64):
         dtypes = {
-            name: _traced_dtype(name, getattr(base, name), values)
+            name: _traced_dtype(name, known[name].default, values)
             for name, values in group.traced.items()
         }
-        dtypes[LANE] = np.dtype(np.int32)
-        values = {name: jax.ShapeDtypeStruct((), d) for name, d in dtypes.items()}
-        build = _segmented_lane if experiment.solver else _closed_lane
-        return build(experiment, base, dtypes, values)
+        try:
+            return _traced(experiment, group, dtypes)
+        except (TypeError, IndexError, ValueError) as e:
+            if names := _needed_in_python(experiment, group, dtypes):
+                raise ValueError(
+                    f"The run needs {' and '.join(names)} in Python, as for an `if`, a "
+                    "shape or a number of steps; a field that is swept is traced by "
+                    f"jax. Mark it static, `{names[0].rpartition('.')[-1]}: ... = "
+                    "eqx.field(static=True, default=...)`, which compiles once a "
+                    f"value, or use `jnp.where` and its like. ({type(e).__name__})"
+                ) from e
+            raise
+
+
+def _traced(
+    experiment: Experiment, group: grid.Group, dtypes: dict[str, np.dtype]
+) -> Lane:
+    base = fields.replace(experiment.hparams, group.static)
+    known = fields.of(experiment.hparams)
+    # A number of Python's decides no dtype, and does not where it is swept.
+    weak = [n for n in dtypes if not hasattr(known[n].default, "dtype")]
+    values = {
+        name: jax.ShapeDtypeStruct(
+            (), dtype, weak_type=name in weak and dtype.kind != "b"
+        )
+        for name, dtype in dtypes.items()
+    }
+    dtypes = {**dtypes, LANE: np.dtype(np.int32)}
+    values[LANE] = jax.ShapeDtypeStruct((), np.int32)
+    if experiment.solver is None:
+        return _closed_lane(experiment, base, dtypes, values)
+    num_steps = _num_steps(experiment, base, group)
+    return _segmented_lane(experiment, base, dtypes, values, num_steps)
+
+
+def _num_steps(experiment: Experiment, base: Any, group: grid.Group) -> int:
+    """The number of steps of all cells of the group."""
+    is_fixed = not callable(experiment.num_steps)
+    columns = {n: x.tolist() for n, x in group.traced.items() if not is_fixed}
+    rows = zip(*columns.values(), strict=True)
+    cells = [dict(zip(columns, row, strict=True)) for row in rows] or [{}]
+    found = {
+        loop.num_steps_of(experiment, fields.replace(base, cell)) for cell in cells
+    }
+    if len(found) > 1:
+        raise ValueError(f"`num_steps` must be equal in all cells, got {found}.")
+    return found.pop()
+
+
+def _needed_in_python(
+    experiment: Experiment, group: grid.Group, dtypes: dict[str, np.dtype]
+) -> list[str]:
+    """The swept fields for which the trace fails, unless it does without any."""
+    first = {name: values[0].item() for name, values in group.traced.items()}
+
+    def fails(*names):
+        static = group.static | {n: x for n, x in first.items() if n not in names}
+        traced = {name: group.traced[name] for name in names}
+        part = grid.Group(static, traced, group.cells)
+        try:
+            _traced(experiment, part, {name: dtypes[name] for name in names})
+        except Exception:
+            return True
+        return False
+
+    if not first or fails():
+        return []
+    return [name for name in first if fails(name)] or list(first)
 
 
 def _traced_dtype(name: str, default: Any, values: np.ndarray) -> np.dtype:
@@ -197,8 +264,7 @@ def _traced_dtype(name: str, default: Any, values: np.ndarray) -> np.dtype:
 
 
 def _hparams(base, values):
-    fields = {name: value for name, value in values.items() if name != LANE}
-    return dataclasses.replace(base, **fields)
+    return fields.replace(base, {n: x for n, x in values.items() if n != LANE})
 
 
 def _key(seed, index):
@@ -221,8 +287,7 @@ def _closed_lane(experiment, base, dtypes, values) -> Lane:
     return _lane(experiment, base, dtypes, traced, shapes)
 
 
-def _segmented_lane(experiment, base, dtypes, values) -> Lane:
-    num_steps = loop.num_steps_of(experiment, base)
+def _segmented_lane(experiment, base, dtypes, values, num_steps) -> Lane:
     every = experiment.every
     num_rows = -(-num_steps // every)
 
@@ -247,14 +312,14 @@ def _segmented_lane(experiment, base, dtypes, values) -> Lane:
     words = jax.eval_shape(lambda info: jax.tree.map(_raw, info), info)
     # One row more than is kept: steps between two kept rows write there.
     curves = _stacked(words, num_rows + 1)
-    shapes = Carry(state, words, curves, _SCALAR["index"], _SCALAR["index"])
+    shapes = Carry(state, words, curves, _SCALAR["index"])
 
     def start(state):
         info, curves = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), (shapes.info, shapes.curves)
         )
         never = jnp.asarray(-1, jnp.int32)
-        return Carry(jax.tree.map(_raw, state), info, curves, never, never)
+        return Carry(jax.tree.map(_raw, state), info, curves, never)
 
     def advance(seed, index, values, carry, t, t_end):
         solver, init_key, loop_key = parts(seed, index, values)
@@ -298,6 +363,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
     metrics = _described(experiment, base, shapes)
     run = jaxpr_as_fun(traced)
     steps = () if carry is None else (num_steps,)
+    closed_over = fingerprint.consts(traced)
     return Lane(
         function=lambda *arguments: [_raw(x) for x in run(*arguments)],
         metrics=metrics,
@@ -306,9 +372,18 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
         num_steps=num_steps,
         every=experiment.every,
         footprint=footprint,
+        closed_over=sum({id(x): _num_bytes(x) for x in closed_over}.values()),
         traffic=traffic * max(num_steps, 1),
-        # Of closed runs without steps, as in the directories that there are.
-        digest=_digest(traced, metrics, experiment.every, *steps),
+        fingerprint=fingerprint.of(
+            traced,
+            tuple(sorted(dtypes)),
+            tuple((name, m.dims, m.shape, m.dtype) for name, m in metrics.items()),
+            experiment.every,
+            steps,
+        ),
+        is_of_text=ft.partial(
+            fingerprint.is_of_text, traced, (metrics, experiment.every, *steps)
+        ),
     )
 
 
@@ -363,12 +438,11 @@ def _named(metrics: PyTree) -> dict[str, Any]:
 def _described(experiment: Experiment, base: Any, shapes: PyTree) -> dict[str, Metric]:
     field_docs = docs.field_docs(type(shapes))
     named = _named(shapes)
-    fields = {f.name for f in dataclasses.fields(base)}
     dims = metric_dims(experiment, {name: x.shape for name, x in named.items()})
     metrics = {}
     for name, x in named.items():
         lengths = {f"{dim}_length" for own in dims.values() for dim in own}
-        if name in {*grid.RESERVED, *fields, *lengths}.union(*dims.values()):
+        if name in {*grid.RESERVED, *fields.of(base), *lengths}.union(*dims.values()):
             raise ValueError(
                 f"A metric may not be called {name!r}: that is a hyper-parameter, a "
                 "dimension or reserved."
@@ -423,35 +497,15 @@ def _cost(jaxpr: Any) -> tuple[int, float]:
         ]
         inner = [_cost(p) for p in sub if hasattr(p, "eqns")]
         repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        written = sum(_num_bytes(v) for v in eqn.outvars)
+        written = sum(_num_bytes(v.aval) for v in eqn.outvars)
         footprint += written + sum(f for f, _ in inner)
         traffic += repeats * sum(t for _, t in inner)
         if not inner:
-            traffic += written + sum(_num_bytes(v) for v in eqn.invars)
+            traffic += written + sum(_num_bytes(v.aval) for v in eqn.invars)
     return footprint, traffic
 
 
-def _digest(closed: Any, *parts: Any) -> str:
-    """Digest of a traced computation, the same in every process."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{closed.jaxpr} {parts}")
-    sha = hashlib.sha256(text.encode())
-    for const in _consts(closed):
-        array = np.asarray(_raw(jnp.asarray(const)))
-        sha.update(f"{array.dtype} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()[:16]
-
-
-def _consts(closed: Any) -> Iterator[Any]:
-    """Constants of a closed jaxpr and of those inside it, in order."""
-    yield from getattr(closed, "consts", ())
-    for eqn in getattr(closed, "jaxpr", closed).eqns:
-        for parameter in jax.tree.leaves(list(eqn.params.values())):
-            if hasattr(getattr(parameter, "jaxpr", parameter), "eqns"):
-                yield from _consts(parameter)
-
-
-def _num_bytes(variable: Any) -> int:
-    aval = variable.aval
-    itemsize = getattr(getattr(aval, "dtype", None), "itemsize", 4)
-    return int(np.prod(getattr(aval, "shape", ()), dtype=np.int64)) * itemsize
+def _num_bytes(array: Any) -> int:
+    """Bytes of an array, or of one that has this shape and dtype."""
+    itemsize = getattr(getattr(array, "dtype", None), "itemsize", 4)
+    return int(np.prod(getattr(array, "shape", ()), dtype=np.int64)) * itemsize

@@ -1,13 +1,16 @@
 """What decides a result's bits, as plain values: compared at resume, then kept."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import datetime
 import functools as ft
 import hashlib
 import importlib.metadata
 import inspect
+import os
 from pathlib import Path
 import platform
+import secrets
+import subprocess
 import sys
 from typing import Any
 
@@ -17,7 +20,7 @@ import numpy as np
 
 import jaxlr
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid, results, store
+from jaxlr.lab import fields, fingerprint, manifest as manifests, results
 from jaxlr.lab.compiled import Compiled, settings
 
 
@@ -56,12 +59,13 @@ def source_digest(experiment: Experiment) -> str:
     try:
         return _digest(inspect.getsource(plain_function(experiment)).encode())
     except (OSError, TypeError):
-        code = plain_function(experiment).__code__
-        return _digest(code.co_code + repr((code.co_consts, code.co_names)).encode())
+        return fingerprint.of(plain_function(experiment)).digest
 
 
 def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str, Any]:
     """Everything that must be equal for a run to go on.
+
+    The source may differ where the computation does not: then it was only edited.
 
     Args:
         compiled: The sweep to describe.
@@ -75,7 +79,7 @@ def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str,
         "experiment": name_of(experiment),
         "source": source_digest(experiment),
         "jaxlr": jaxlr.__version__,
-        "hparams": grid.plain_fields(experiment.hparams),
+        "hparams": fields.plain(experiment.hparams),
         "axes": {
             dim.name: [list(dim.fields), list(map(list, dim.points))]
             for dim in request.dims
@@ -91,8 +95,42 @@ def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str,
         "jaxlib": importlib.metadata.version("jaxlib"),
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
-        "computation": {f"group {g}": compiled.lane(g).digest for g in groups},
+        "computation": {
+            f"group {g}": compiled.lane(g).fingerprint.digest for g in groups
+        },
     }
+
+
+def in_words_of(
+    recorded: Mapping[str, Any], config: Mapping[str, Any], compiled: Compiled
+) -> dict[str, Any]:
+    """A configuration with the digests of a recorded one, where they mean the same.
+
+    Args:
+        recorded: The configuration that was recorded; format 1 had other digests.
+        config: That of today.
+        compiled: The sweep of today.
+    """
+    digests = dict(config["computation"])
+    for name in digests:
+        lane = compiled.lane(int(name.removeprefix("group ")))
+        old = recorded["computation"].get(name)
+        if old is not None and lane.is_of_text(old):
+            digests[name] = old
+    return dict(config) | {"computation": digests}
+
+
+def edit(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What to say where a source was edited and computes what it did; else None.
+
+    Args:
+        then: The configuration that was recorded.
+        now: That of today.
+    """
+    if then["source"] == now["source"] or then["computation"] != now["computation"]:
+        return None
+    pair = f"{then['source']} -> {now['source']}"
+    return f"The source has been edited ({pair}); the computation is as it was."
 
 
 def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
@@ -106,23 +144,54 @@ def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
     experiment, devices = request.experiment, request.devices
     is_long = experiment.solver is not None
     return {
-        "format": store.FORMAT,
+        "format": manifests.FORMAT,
+        "run": secrets.token_hex(8),
         "experiment": name_of(experiment),
         "source_path": source_path(experiment),
         "config": config(compiled),
         "counters": ["diverged_at", "ended_at"] if is_long else ["diverged_at"],
-        "field_notes": results.notes_of(type(experiment.hparams)),
+        "field_notes": results.notes_of(experiment.hparams),
         "layout": [
             results.to_layout(group, compiled.lane(g).metrics)
             | {"width": width, "chunk": width * len(devices)}
+            | {"seeds": [0, request.num_seeds]}
             for g, (group, width) in enumerate(zip(request.groups, widths, strict=True))
         ],
-        "environment": environment(devices, request.backend),
+        "environment": environment(experiment, devices, request.backend),
         "is_complete": False,
     }
 
 
-def environment(devices: Sequence[jax.Device], backend: str) -> dict[str, Any]:
+def source_text(experiment: Experiment) -> bytes:
+    """The experiment's whole file; in a notebook, its function; else nothing."""
+    if path := source_path(experiment):
+        return Path(path).read_bytes()
+    try:
+        return inspect.getsource(plain_function(experiment)).encode()
+    except (OSError, TypeError):
+        return b""
+
+
+def commit(path: str | None) -> str:
+    """The git commit of a file's checkout, "-dirty" if edited since; "" without one."""
+    if path is None:
+        return ""
+    command = "git", "-C", str(Path(path).parent), "describe", "--always", "--dirty"
+    try:
+        done = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def environment(
+    experiment: Experiment, devices: Sequence[jax.Device], backend: str
+) -> dict[str, Any]:
     """Who ran it, on what; for the reader, not compared."""
     now = datetime.datetime.now(datetime.UTC)
     return {
@@ -130,6 +199,8 @@ def environment(devices: Sequence[jax.Device], backend: str) -> dict[str, Any]:
         "numpy": np.__version__,
         "equinox": equinox.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": commit(source_path(experiment)),
         "num_devices": len(devices),
         "backend": backend,
         "begun": now.isoformat(timespec="seconds"),

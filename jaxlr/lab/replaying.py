@@ -1,7 +1,6 @@
 """One cell of a recorded run, run again and compared with what was stored."""
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -10,9 +9,10 @@ import numpy as np
 
 from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, find, grid, provenance, results, store
+from jaxlr.lab import chunks, fields, find, grid, provenance, results, store
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.engine import SWEPT
+from jaxlr.lab.gate import Gate
 from jaxlr.lab.request import Request
 from jaxlr.lab.results import Results
 
@@ -39,20 +39,20 @@ def replay(
             may be left out.
         seed: Index of the seed, in 0..num_seeds - 1.
         experiment: The experiment to run, at the settings of the run, whatever it
-            declares. None for what this process swept there, else for what the recorded
-            name or path leads to.
+            declares. None for what this process swept there, else for the shipped one
+            of the recorded name: a file that a run directory names is not executed.
 
     Returns:
         The cell's metrics. `attrs["replay"]` says what equality can be expected here
         and what was found; `attrs["is_equal"]` is 1 if the finding is as expected.
-        On the recorded backend, versions and source that is equality bit by bit,
+        With the recorded computation, backend and versions that is equality bit by bit,
         elsewhere to a relative 1e-4 of each metric's largest value.
 
     Raises:
         ValueError: On an unknown cell or seed, or if no experiment can be found.
         RunDirectoryError: If there is no run, or a file of it is corrupt.
     """
-    directory = Path(directory)
+    directory = store.folder(directory)
     manifest = store.read_manifest(directory)
     config = manifest["config"]
     dims, groups = results.from_manifest(manifest)
@@ -76,8 +76,11 @@ def replay(
     )
     compiled = Compiled(request)
     lane, name = compiled.lane(group), f"group {group}"
-    now = provenance.config(compiled, [group]) | {"axes": config["axes"]}
     then = config | {"computation": {name: config["computation"].get(name)}}
+    now = provenance.in_words_of(then, provenance.config(compiled, [group]), compiled)
+    now["axes"] = then["axes"]
+    if provenance.edit(then, now):
+        then["source"] = now["source"]
     changed = [name for name in now if repr(now[name]) != repr(then.get(name))]
     recorded, current = (
         {name: (m.shape, m.dtype) for name, m in metrics.items()}
@@ -92,13 +95,15 @@ def replay(
     # The bits of a lane may depend on where in the program it lies.
     place = where % layout["chunk"] % layout["width"]
     values = chunks.pad(request, program, group, np.asarray([where]))
-    arrays = chunks.run_lanes(request, program, values)
     chunk = store.chunks(manifest, group)[where // layout["chunk"]]
-    path = directory / "chunks" / chunk.filename
+    arrays = chunks.run_lanes(
+        request, program, [values], num_cells=program.num_cells, seeds=chunk.seeds
+    )
+    gate = Gate(manifest, directory)
     sentence, is_equal = "Its chunk was not finished: nothing to compare.", False
-    if path.exists():
+    if gate.is_done(chunk):
         at = where - chunk.start
-        stored = {k: x[seed, at] for k, x in store.read_arrays(path).items()}
+        stored = {k: x[seed, at] for k, x in gate.read(chunk).items()}
         found = {k: x[seed, place] for k, x in arrays.items()}
         sentence, is_equal = _compare(stored, found, changed)
     points = {
@@ -111,7 +116,7 @@ def replay(
         | {"layout": [layout | {"cells": [0]}]}
     )
     lane = {k: x[seed : seed + 1, place : place + 1] for k, x in arrays.items()}
-    one.insert(store.Chunk(0, 0, 0, 1), lane)
+    one.insert(store.Chunk(0, 0, 0, 1, seeds=(0, 1)), lane)
     again = one.dataset().assign_coords(seed=[seed])
     again = again.squeeze(["seed", *(dim.name for dim in dims)])
     return again.assign_attrs(replay=sentence, is_equal=int(is_equal))
@@ -138,7 +143,7 @@ def _compare(
     if changed:
         expected = f"to a relative {TOLERANCE:g}, as {', '.join(changed)} changed"
     else:
-        expected = "bit by bit: same source, versions and device"
+        expected = "bit by bit: same computation, versions and device"
     if is_bitwise:
         return f"Equal bit by bit (expected {expected}).", True
     is_equal = bool(changed) and worst <= TOLERANCE
@@ -156,21 +161,17 @@ def _devices(platform: str) -> list[jax.Device]:
 
 def _as_recorded(experiment: Experiment, config: Mapping[str, Any]) -> Experiment:
     """The experiment at the run's settings: a smoke size or flags may have set some."""
-    changes = {}
-    for name, value in grid.plain_fields(experiment.hparams).items():
-        default = getattr(experiment.hparams, name)
-        recorded = config["hparams"].get(name)
-        if recorded is None or recorded == value:
-            continue
-        if isinstance(default, bool | int | float | str):
-            changes[name] = type(default)(recorded)
-        elif isinstance(default, np.generic | np.ndarray | jax.Array):
-            changes[name] = np.asarray(recorded, default.dtype)
-        # Nothing else can be restored; the changed computation is then reported.
+    recorded, hparams = config["hparams"], experiment.hparams
+    now, known = fields.plain(hparams), fields.of(hparams)
+    changes = {
+        name: fields.restored(recorded[name], field)
+        for name, field in known.items()
+        if name in recorded and repr(recorded[name]) != repr(now[name])
+    }
     if isinstance(config["num_steps"], int):
         experiment = experiment.replace(num_steps=config["num_steps"])
     return experiment.replace(
-        hparams=dataclasses.replace(experiment.hparams, **changes),
+        hparams=fields.replace(hparams, changes),
         x64=config["x64"],
         every=config["every"],
     )

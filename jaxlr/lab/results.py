@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from jaxlr.lab import docs, grid, store
+from jaxlr.lab import fields, grid
 from jaxlr.lab.lane import Metric, storage_dtype
+from jaxlr.lab.manifest import Chunk, COUNTERS
 
 
 if TYPE_CHECKING:
@@ -33,23 +33,29 @@ class Results:
         self.manifest, self.has_gaps = manifest, has_gaps
         self.dims, self.groups = from_manifest(manifest)
         self.metrics = {
-            name: (_COUNTERS[name], np.dtype(np.int32)) for name in manifest["counters"]
+            name: (COUNTERS[name], np.dtype(np.int32)) for name in manifest["counters"]
         } | merged_metrics(self.groups, has_gaps)
         self.num_seeds = manifest["config"]["num_seeds"]
         lanes = (sum(len(group.cells) for group, _ in self.groups), self.num_seeds)
         self.arrays: dict[str, np.ndarray] = {}
         for name, (metric, dtype) in self.metrics.items():
-            blank = -1 if name in _COUNTERS else np.nan if dtype.kind in "fc" else 0
+            blank = -1 if name in COUNTERS else np.nan if dtype.kind in "fc" else 0
             self.arrays[name] = np.full((*lanes, *metric.shape), blank, dtype)
 
-    def insert(self, chunk: store.Chunk, arrays: Mapping[str, np.ndarray]) -> None:
-        """Put a finished chunk, leaves (seed, cell, ...), in its place."""
+    def insert(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put a finished chunk, leaves (seed, cell, ...), in its place.
+
+        Raises:
+            ValueError: If an integer is too large for the float that it must become.
+        """
         cells = self.groups[chunk.group][0].cells[chunk.start : chunk.stop]
         for name, array in arrays.items():
+            target = self.arrays[name]
+            _check_whole(name, array, target.dtype)
             array = np.swapaxes(array, 0, 1)
             own = tuple(slice(n) for n in array.shape[2:])
-            target = self.arrays[name]
-            target[(cells, slice(None), *own)] = array.astype(target.dtype, copy=False)
+            where = (cells, slice(*chunk.seeds), *own)
+            target[where] = array.astype(target.dtype, copy=False)
 
     def dataset(self) -> "xr.Dataset":
         """The labelled results; provenance in its attributes."""
@@ -74,7 +80,7 @@ class Results:
                 coords[dim.name] = np.arange(len(dim.points))
             for j, field in enumerate(dim.fields):
                 notes = self.manifest["field_notes"].get(field, {})
-                values = np.asarray([point[j] for point in dim.points])
+                values = grid.labels([point[j] for point in dim.points])
                 coords[field] = (dim.name, values, notes)
         curves = [m for m, _ in self.metrics.values() if "step" in m.dims]
         if curves:
@@ -96,13 +102,17 @@ class Results:
         return {dim: x for dim, x in lengths.items() if len(set(x.tolist())) > 1}
 
 
-_COUNTERS = {
-    name: Metric((), (), "int32", long_name=text)
-    for name, text in (
-        ("diverged_at", "First step with a value not finite; -1: none"),
-        ("ended_at", "Steps taken when the lane ended; -1: it never did"),
-    )
-}
+def _check_whole(name: str, array: np.ndarray, dtype: np.dtype) -> None:
+    if array.dtype.kind not in "iu" or dtype.kind not in "fc" or not array.size:
+        return
+    digits = 2 ** (np.finfo(dtype).nmant + 1)
+    worst = max(int(array.max()), -int(array.min()))
+    if worst > digits:
+        raise ValueError(
+            f"The metric {name!r} holds integers of size {worst}, and has become "
+            f"{dtype}, exact up to {digits}: another group has another type or length, "
+            "or cells are missing. Return it as one type, of one length, in all groups."
+        )
 
 
 def merged_metrics(
@@ -180,11 +190,11 @@ def num_bytes(
     )
 
 
-def notes_of(cls: type) -> dict[str, dict[str, str]]:
+def notes_of(hparams: Any) -> dict[str, dict[str, str]]:
     """Field -> `long_name` and `units`, as its class documents them."""
     pairs = {
-        name: {"long_name": doc.text, "units": doc.units}
-        for name, doc in docs.field_docs(cls).items()
+        name: {"long_name": field.doc.text, "units": field.doc.units}
+        for name, field in fields.of(hparams).items()
     }
     return {k: {n: v for n, v in notes.items() if v} for k, notes in pairs.items()}
 
@@ -197,10 +207,11 @@ def diverged_at(
     What is no curve counts as measured at the last step.
     """
     curves = {name for name, metric in metrics.items() if metric.dims[:1] == ("step",)}
-    last = max((metrics[name].shape[0] for name in curves), default=1) - 1
+    lengths = (metrics[name].shape[0] for name in curves)
+    last = max(max(lengths, default=1) - 1, 0)
     first = np.full(next(iter(arrays.values())).shape[:2], np.iinfo(np.int32).max)
     for name, array in arrays.items():
-        if storage_dtype(metrics[name].dtype).kind in "biu":
+        if storage_dtype(metrics[name].dtype).kind in "biu" or not array.size:
             continue
         bad = ~np.isfinite(array)
         if name in curves:
@@ -210,29 +221,6 @@ def diverged_at(
             at = np.where(bad.any(tuple(range(2, bad.ndim))), last, first)
         first = np.minimum(first, at)
     return np.where(first > last, -1, first * every).astype(np.int32)
-
-
-def load(directory: str | Path) -> "xr.Dataset":
-    """The results of a run directory, finished or not; runs no code of its author.
-
-    Args:
-        directory: The run directory.
-
-    Cells that are not computed yet are NaN (integers become floats for it; counters are
-    -1), and `attrs["is_complete"]` says whether there are any.
-
-    Raises:
-        RunDirectoryError: If there is no run, or a file of it is corrupt.
-    """
-    directory = Path(directory)
-    manifest = store.read_manifest(directory)
-    chunks = store.chunks(manifest)
-    paths = {chunk: directory / "chunks" / chunk.filename for chunk in chunks}
-    paths = {chunk: path for chunk, path in paths.items() if path.exists()}
-    results = Results(manifest, has_gaps=len(paths) < len(chunks))
-    for chunk, path in paths.items():
-        results.insert(chunk, store.read_arrays(path))
-    return results.dataset()
 
 
 def to_layout(group: grid.Group, metrics: Mapping[str, Metric]) -> dict[str, Any]:
@@ -264,7 +252,7 @@ def from_manifest(manifest: Mapping[str, Any]):
 def attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Provenance as flat attributes: what netCDF can hold."""
     flat = manifest["config"] | manifest["environment"] | manifest.get("timings", {})
-    flat |= {name: manifest[name] for name in ("forced",) if name in manifest}
+    flat |= {name: manifest[name] for name in ("forced", "history") if name in manifest}
     flat = {name: value for name, value in flat.items() if name != "axes"}
     return {
         name: int(value)
@@ -280,17 +268,19 @@ def hparams(results: "xr.Dataset") -> dict[str, Any]:
     """The hyper-parameters that all cells of these results share, by name.
 
     Those that are not swept; and of the swept ones those with a single value here, as
-    in `results.isel(alpha=0)`. All others are coordinates of the results. The words
+    in `results.isel(alpha=0)`. All others are coordinates of the results. Fields of a
+    dataclass inside HParams have dotted names, `"opt.lr"`; tuples are lists. The words
     "inf", "-inf" and "nan", as which JSON holds floats, are floats again.
 
     Args:
         results: What `sweep` or `load` returns, or a selection of it.
     """
     fixed = json.loads(results.attrs["hparams"])
-    for name in fixed.keys() & results.coords.keys():
+    for name in (fixed.keys() & results.coords.keys()) - {*grid.RESERVED}:
         values = np.unique(results[name].values)
         if values.size == 1:
-            fixed[name] = values[0].item()
+            value = values[0].item()
+            fixed[name] = None if value != value else value  # see `grid.labels`
         else:
             del fixed[name]
     words = "inf", "-inf", "nan"
@@ -301,7 +291,7 @@ def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
     """The cells of these values, also where axes that move together share a dimension.
 
     Where `Dataset.sel` needs an index along a dimension, this takes any coordinate; the
-    dimension is kept.
+    dimension is kept. Dotted names go as `select(results, **{"opt.lr": 0.1})`.
 
     Args:
         results: What `sweep` or `load` returns.
@@ -314,11 +304,14 @@ def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
     for name, wanted in values.items():
         (dim,) = results[name].dims
         present = results[name].values
-        for value in np.atleast_1d(wanted):
-            if not (present == value).any():
+        is_wanted = np.zeros(present.shape, bool)
+        for value in np.atleast_1d(np.asarray(wanted, object)):
+            is_value = grid.is_labelled(present, value)
+            if not is_value.any():
                 raise ValueError(
                     f"No cell of these results has {name} = {value}; they have "
                     f"{sorted(set(present.tolist()))}."
                 )
-        results = results.isel({dim: np.flatnonzero(np.isin(present, wanted))})
+            is_wanted |= is_value
+        results = results.isel({dim: np.flatnonzero(is_wanted)})
     return results

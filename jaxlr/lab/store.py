@@ -1,57 +1,62 @@
 """A run directory: a manifest, one file a finished chunk, one a chunk in flight.
 
     manifest.json              what is run, where and how; written before any chunk
+    source.py                  the experiment's file as it was: to be read, never run
     chunks/g000-c00000.npz     all metrics of one finished chunk
     segments/g000-c00000.npz   the state of a long run's chunk in flight
-    .lock                      held by the one process that writes here
+    sent-.../sweep             what workers are being sent, until they are done
+    .lock, .owner              held by the one process that writes here; which it is
 
 A file appears whole or not at all (written beside, synced, renamed). Reading never
-executes anything: npz without pickle, JSON. zip's own checksums reveal corruption.
+executes anything: npz without pickle, JSON. A file of arrays says whose they are, and
+the checksum of each.
 """
 
 from collections.abc import Mapping
 import contextlib
 import dataclasses
-import fcntl
+import errno
+import hashlib
+import io
 import json
 import os
 from pathlib import Path
-import signal
 import socket
-import threading
 from typing import Any
+from urllib.parse import quote
 import zipfile
 
+import filelock
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlr.lab import signals
+from jaxlr.lab.manifest import Chunk as Chunk, chunks as chunks, differing, validated
 
-FORMAT = 1
+
 MANIFEST = "manifest.json"
+SENT = "sent-"  # so begin folders of what is being sent to workers
+SOURCE = "source.py"
+_HEADER = "header.json"
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+_DELETE = (
+    "Delete that one file and go on with resume (`--resume`): only its cells are "
+    "computed again."
+)
 
 
 class RunDirectoryError(RuntimeError):
     """A run directory cannot be used as asked; the message says what to do."""
 
 
-@contextlib.contextmanager
-def _uninterrupted():
-    """Ctrl-C waits to the end: within `zipfile` it may come out as a ValueError."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Ctrl-C is never heard here
-        return
-    heard = []
-    handler = signal.signal(signal.SIGINT, lambda *args: heard.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
-    if heard and callable(handler):
-        handler(*heard[0])
+def folder(directory: str | Path) -> Path:
+    """A directory as the user wrote it, `~` expanded."""
+    return Path(directory).expanduser()
 
 
-@_uninterrupted()
+@signals.held()
 def write_atomically(path: Path, write) -> None:
     """Have `write(file)` fill a new file, then let it take `path`'s place.
 
@@ -60,17 +65,13 @@ def write_atomically(path: Path, write) -> None:
     """
     beside = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         with beside.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
     except OSError as e:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -80,43 +81,136 @@ def write_atomically(path: Path, write) -> None:
         ) from e
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Store arrays, whatever their dtype: what npz does not know goes as bits."""
-    kinds, plain = {}, {}
+def _sync_folder(path: Path) -> None:
+    """Make a new name durable, where folders can be synced: FUSE and Windows cannot."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as e:
+        if e.errno in _FULL:
+            raise
+
+
+def write_arrays(
+    path: Path,
+    arrays: Mapping[str, Any],
+    identity: Mapping[str, Any] | None = None,
+) -> None:
+    """Store arrays, whatever their names and dtypes: what npz has not goes as bits.
+
+    Args:
+        path: The file.
+        arrays: Name -> array.
+        identity: Whose they are, as JSON.
+    """
+    plain, records = {}, {}
     for name, array in arrays.items():
         array = np.asarray(array)
-        kinds[name] = array.dtype.name
         is_known = array.dtype.kind in "biufc"
         plain[name] = array if is_known else array.view(_BITS[array.dtype.itemsize])
-    header = np.frombuffer(json.dumps(kinds).encode(), np.uint8)
+        records[name] = _record(plain[name], array.dtype)
+    header = json.dumps({"identity": identity, "arrays": records})
 
     def write(file):  # `np.savez`, whose own arguments forbid some names
         with zipfile.ZipFile(file, "w") as archive:
-            for name, array in {"__dtypes__": header, **plain}.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            archive.writestr(_HEADER, header)
+            for name, array in plain.items():
+                with archive.open(_member(name), "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
 
     write_atomically(path, write)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `write_arrays` stored.
+def _record(plain: np.ndarray, dtype: np.dtype) -> dict[str, Any]:
+    """What an array is, and the checksum of its bits."""
+    content = np.ascontiguousarray(plain).reshape(-1).view(np.uint8)
+    sha = hashlib.sha256(content.data).hexdigest()
+    return {"dtype": dtype.name, "shape": list(plain.shape), "sha256": sha}
+
+
+def _member(name: str) -> str:
+    return quote(name, safe=" ", errors="surrogatepass") + ".npy"
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """What `write_arrays` stored, and whose it is; None in a file of format 1.
 
     Raises:
-        RunDirectoryError: If the file is corrupt.
+        RunDirectoryError: If the file cannot be read, or is corrupt.
     """
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        kinds = json.loads(arrays.pop("__dtypes__").tobytes())
-        return {
-            name: arrays[name].view(jnp.dtype(kind)) for name, kind in kinds.items()
-        }
+        with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
+            if _HEADER in archive.namelist():
+                header = json.loads(archive.read(_HEADER))
+                names = {name: _member(name) for name in header["arrays"]}
+                kinds = {name: r["dtype"] for name, r in header["arrays"].items()}
+            else:
+                header = {"identity": None, "arrays": {}}
+                kinds = json.loads(_array(archive, "__dtypes__.npy").tobytes())
+                names = {name: f"{name}.npy" for name in kinds}
+            plain = {name: _array(archive, member) for name, member in names.items()}
+            dtypes = {name: np.dtype(jnp.dtype(kind)) for name, kind in kinds.items()}
+            for name, record in header["arrays"].items():
+                if record != _record(plain[name], dtypes[name]):
+                    raise ValueError(f"{name!r} is not what was written")
+            arrays = {name: x.view(dtypes[name]) for name, x in plain.items()}
+            return arrays, header["identity"]
+    except MemoryError:
+        raise
+    except (FileNotFoundError, PermissionError) as e:
+        raise RunDirectoryError(f"{path} cannot be read: {e.strerror}.") from e
     except Exception as e:  # damaged bytes raise a dozen kinds
-        raise RunDirectoryError(
-            f"{path} is corrupt ({type(e).__name__}: {e}). Delete that one file and go "
-            "on with resume (`--resume`): only its cells are computed again."
-        ) from e
+        what = f"{type(e).__name__}: {e}"
+        raise RunDirectoryError(f"{path} is corrupt ({what}). {_DELETE}") from e
+
+
+def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    content = io.BytesIO(
+        archive.read(member)
+    )  # whole, so that zip's own sum is checked
+    return np.lib.format.read_array(content, allow_pickle=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A place for arrays of which it is known whose they must be.
+
+    Attributes:
+        path: The file.
+        identity: Whose the arrays in it must be.
+        is_named: Whether a file that does not say whose it is will be refused.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    is_named: bool
+
+    def write(self, arrays: Mapping[str, Any]) -> None:
+        """Store arrays under their name."""
+        write_arrays(self.path, arrays, self.identity)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The arrays that are stored.
+
+        Raises:
+            RunDirectoryError: If they are corrupt, or another's.
+        """
+        arrays, found = read_arrays(self.path)
+        if found is None and self.is_named:
+            raise self.refused("it does not say whose it is")
+        if found is not None and (names := differing(found, self.identity)):
+            pairs = (f"{n} {found.get(n)}, not {self.identity.get(n)}" for n in names)
+            raise self.refused("it is of " + "; of ".join(pairs))
+        return arrays
+
+    def refused(self, reason: str) -> RunDirectoryError:
+        """The error for a file whose arrays are not those that belong there."""
+        return RunDirectoryError(
+            f"{self.path} does not belong to this run: {reason}. {_DELETE}"
+        )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -129,24 +223,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a run directory.
 
     Raises:
-        RunDirectoryError: If there is none, or it is unreadable or of another format.
+        RunDirectoryError: If there is none, or it is unreadable, of another format, or
+            has been edited into what no run has.
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        return validated(json.loads(path.read_bytes()))
     except FileNotFoundError as e:
         raise RunDirectoryError(f"{directory} holds no run: no {MANIFEST}.") from e
     except (OSError, ValueError) as e:
         raise RunDirectoryError(
             f"{path} cannot be read: {e}. Restore it, or use another directory."
         ) from e
-    is_whole = isinstance(manifest, dict) and {"config", "layout"} <= manifest.keys()
-    if not is_whole or manifest.get("format") != FORMAT:
-        raise RunDirectoryError(
-            f"{path} is no manifest of format {FORMAT}. Restore it, or use another "
-            "directory."
-        )
-    return manifest
 
 
 def is_run(directory: Path) -> bool:
@@ -159,8 +247,10 @@ def is_run(directory: Path) -> bool:
         return True
     if directory.exists() and not directory.is_dir():
         raise RunDirectoryError(f"{directory} is not a directory.")
-    ours = {".lock", "chunks", "segments", MANIFEST + ".tmp"}
+    names = ".lock", ".lock.soft", ".owner", "chunks", "segments", SOURCE
+    ours = {*names, f"{MANIFEST}.tmp", f"{SOURCE}.tmp"}
     found = sorted(p.name for p in directory.iterdir()) if directory.exists() else []
+    found = [name for name in found if not name.startswith(SENT)]
     if others := [name for name in found if name not in ours]:
         raise RunDirectoryError(
             f"{directory} is no run directory and not empty: it holds {others[0]!r}."
@@ -173,49 +263,10 @@ def is_run(directory: Path) -> bool:
     return False
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Cells `start:stop` of a group.
-
-    Attributes:
-        group: Index of the group.
-        index: Index of the chunk in its group.
-        start: Index of the first cell, counted in the group.
-        stop: Index after the last cell.
-    """
-
-    group: int
-    index: int
-    start: int
-    stop: int
-
-    @property
-    def filename(self) -> str:
-        """Name of the file of the finished chunk, and of that of its checkpoint."""
-        return f"g{self.group:03d}-c{self.index:05d}.npz"
-
-
-def chunks(manifest: Mapping[str, Any], group: int | None = None) -> list[Chunk]:
-    """The chunks of a run, in order.
-
-    Args:
-        manifest: The manifest of the run.
-        group: Index of the group whose chunks are wanted; None for all groups.
-    """
-    found = []
-    for g, layout in enumerate(manifest["layout"]):
-        size, num_cells = layout["chunk"], len(layout["cells"])
-        found += [
-            Chunk(g, i, start, min(start + size, num_cells))
-            for i, start in enumerate(range(0, num_cells, size))
-            if group in (None, g)
-        ]
-    return found
-
-
 def clean(directory: Path) -> None:
     """Remove half-written files that a killed process left."""
-    for pattern in (MANIFEST + ".tmp", "chunks/*.npz.tmp", "segments/*.npz.tmp"):
+    names = "*.json.tmp", f"{SOURCE}.tmp", "chunks/*.npz.tmp", "segments/*.npz.tmp"
+    for pattern in names:
         for path in directory.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -224,31 +275,41 @@ def clean(directory: Path) -> None:
 def lock(directory: Path):
     """Be the one process that writes here; the lock of a dead one is free.
 
+    Where the file system has no locks, a file that exists while the lock is held stands
+    in; one that a dead process of this host left counts for nothing.
+
     Raises:
         RunDirectoryError: If another process holds it, with its host and process id.
     """
+    owner = directory / ".owner"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("a+")
+        with contextlib.ExitStack() as stack:
+            _enter_lock(stack, directory / ".lock")
+            owner.write_text(f"host {socket.gethostname()}, process {os.getpid()}")
+            held = stack.pop_all()
+    except filelock.Timeout as e:
+        whose = owner.read_text() if owner.exists() else "another process"
+        raise RunDirectoryError(
+            f"{directory} is in use by {whose}. Wait for it, or use another directory. "
+            f"If that process has ended, delete {e.lock_file} and try again."
+        ) from e
     except OSError as e:
-        raise RunDirectoryError(f"Could not open {directory}: {e.strerror}.") from e
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise RunDirectoryError(
-                f"{directory} is in use by {owner}. Wait for it, or use another "
-                "directory."
-            ) from e
-        owner = f"host {socket.gethostname()}, process {os.getpid()}"
-        try:
-            file.truncate(0)
-            os.write(file.fileno(), owner.encode())
-        except OSError as e:
-            raise RunDirectoryError(f"Could not lock {directory}: {e.strerror}.") from e
+        raise RunDirectoryError(f"Could not lock {directory}: {e.strerror}.") from e
+    with held:
         yield
+
+
+def _enter_lock(stack: contextlib.ExitStack, path: Path) -> None:
+    try:
+        hard = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+        stack.enter_context(hard)
+    except (NotImplementedError, OSError) as e:
+        is_missing = isinstance(e, NotImplementedError) or e.errno in _NO_FLOCK
+        if isinstance(e, filelock.Timeout) or not is_missing:
+            raise
+        soft = path.with_name(path.name + ".soft")
+        stack.enter_context(filelock.SoftFileLock(soft, timeout=0))
 
 
 def refuse_changes(
@@ -260,7 +321,8 @@ def refuse_changes(
     """Compare two manifests, field by field.
 
     What decides which lanes there are, and what their metrics look like, cannot be
-    forced; source, hyper-parameters and versions can.
+    forced; source, hyper-parameters and versions can. A source that was edited and
+    computes what it did is no change.
 
     Returns:
         A line for every change that was forced.
@@ -276,6 +338,8 @@ def refuse_changes(
         )
     old, new = (_flat(json.loads(json.dumps(m))) for m in (recorded, now))
     changed = [k for k in sorted({*old, *new}) if repr(old.get(k)) != repr(new.get(k))]
+    if not any(k.startswith("computation.") for k in changed):
+        changed = [k for k in changed if k != "source"]
     lanes = ("axes", "num_seeds", "seed", "metrics")
     fixed = [k for k in changed if k.split(".")[0] in lanes]
     lines = [

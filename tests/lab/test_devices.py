@@ -107,8 +107,8 @@ def test_a_long_run_goes_on_in_mid_run_with_other_devices(
     wanted = sweep(toys.long(), axes, devices=before, chunk=4)
     write = store.write_arrays
 
-    def interrupted(path, arrays):
-        write(path, arrays)
+    def interrupted(path, arrays, identity):
+        write(path, arrays, identity)
         if path.parent.name == "segments" and arrays["t"] >= 3:
             raise KeyboardInterrupt
 

@@ -34,7 +34,7 @@ def test_arrays_of_any_dtype_come_back_bit_by_bit(tmp_path, dtype, shape):
     array = rng.normal(size=shape) * 10
     array = np.asarray(array).astype(jnp.dtype(dtype))
     store.write_arrays(tmp_path / "a.npz", {"x": array, "t": array.T})
-    back = store.read_arrays(tmp_path / "a.npz")
+    back, _ = store.read_arrays(tmp_path / "a.npz")
     for name, wanted in (("x", array), ("t", array.T)):
         assert back[name].dtype == wanted.dtype
         assert back[name].shape == wanted.shape
@@ -45,7 +45,7 @@ def test_arrays_of_any_dtype_come_back_bit_by_bit(tmp_path, dtype, shape):
 def test_arrays_may_have_any_name(tmp_path, name):
     store.write_arrays(tmp_path / "a.npz", {name: np.arange(3)})
     np.testing.assert_array_equal(
-        store.read_arrays(tmp_path / "a.npz")[name], np.arange(3)
+        store.read_arrays(tmp_path / "a.npz")[0][name], np.arange(3)
     )
 
 
@@ -76,7 +76,7 @@ def test_metrics_of_any_dtype_survive_the_directory(tmp_path):
     assert kept.half.attrs["stored_dtype"] == "bfloat16"
     assert (kept.half.values == kept.half.values.astype(jnp.bfloat16)).all()
     assert np.ptp(kept.half.values) > 0
-    chunk = store.read_arrays(tmp_path / "run/chunks/g000-c00000.npz")
+    chunk, _ = store.read_arrays(tmp_path / "run/chunks/g000-c00000.npz")
     assert chunk["half"].dtype == jnp.bfloat16
     kinds = [kept[name].dtype.kind for name in ("flag", "count", "wave")]
     assert kinds == ["b", "i", "c"]
@@ -116,7 +116,7 @@ def test_no_flipped_bit_goes_unseen(tmp_path):
         broken[i] ^= 1 << (i % 8)
         path.write_bytes(broken)
         try:
-            back = store.read_arrays(path)
+            back, _ = store.read_arrays(path)
         except RunDirectoryError:
             num_refused += 1
             continue
@@ -159,7 +159,7 @@ def test_a_corrupt_chunk_is_named_and_costs_only_itself(tmp_path, damage):
     assert all(p.stat().st_ino == inode for p, inode in others.items())
 
 
-@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("at", range(5))
 def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch, at):
     root = tmp_path / "run"
     fsync, calls = os.fsync, []
@@ -177,8 +177,8 @@ def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch, at):
             sweep(toys.closed(), directory=root, chunk=2)
     assert "resume" in str(e.value)
     assert not list(root.rglob("*.tmp"))
-    kept = sorted((root / "chunks").iterdir()) if at > 1 else []
-    assert len(kept) == max(at - 1, 0)  # the manifest comes first
+    kept = sorted((root / "chunks").iterdir()) if at > 2 else []
+    assert len(kept) == max(at - 2, 0)  # source and manifest come first
     inodes = [p.stat().st_ino for p in kept]
     found = sweep(toys.closed(), directory=root, resume=True, chunk=2)
     toys.assert_equal(found, sweep(toys.closed(), chunk=2))
@@ -250,7 +250,7 @@ def test_a_changed_sweep_is_refused_by_field(tmp_path, field):
     toys.assert_equal(load(tmp_path), sweep(toys.closed()))
 
 
-@pytest.mark.parametrize("field", ["source", "jaxlr", "jax", "jaxlib", "device_kind"])
+@pytest.mark.parametrize("field", ["jaxlr", "jax", "jaxlib", "device_kind"])
 def test_a_changed_version_is_refused_unless_forced(tmp_path, field):
     wanted = sweep(toys.closed(), directory=tmp_path, chunk=2)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -391,7 +391,7 @@ def test_a_directory_in_use_is_refused_and_that_of_the_dead_taken_over(tmp_path)
             owner.kill()
     sweep(toys.closed(), directory=tmp_path)
     owner = f"host {socket.gethostname()}, process {os.getpid()}"
-    assert (tmp_path / ".lock").read_text() == owner
+    assert (tmp_path / ".owner").read_text() == owner
 
 
 def test_the_lock_is_released_however_a_sweep_ends(tmp_path):

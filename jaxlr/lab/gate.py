@@ -1,0 +1,185 @@
+"""The one way in for finished results: from here, from executors, from disk.
+
+What comes in is checked - whose it is, names, types, shapes - and kept. Only the gate
+says that a run is complete: when every chunk has come in, and is there.
+"""
+
+from collections.abc import Mapping
+import functools as ft
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+
+from jaxlr.lab import manifest as manifests, results, store
+from jaxlr.lab.store import Chunk
+
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Gate:
+    """Keeps finished chunks, on disk or in memory, and gives them back.
+
+    Args:
+        manifest: The manifest of the run.
+        root: The run directory; None keeps the chunks in memory.
+    """
+
+    def __init__(self, manifest: dict[str, Any], root: Path | None = None):
+        self.manifest, self.root = manifest, root
+        self._held: set[Chunk] = set()
+        self._seen: tuple[int, int] | None = None
+
+    @ft.cached_property
+    def _results(self) -> results.Results:
+        return results.Results(self.manifest)
+
+    def is_done(self, chunk: Chunk) -> bool:
+        """Whether the chunk has come in, and is there."""
+        if self.root is None:
+            return chunk in self._held
+        return (self.root / "chunks" / chunk.filename).exists()
+
+    def has_begun(self, chunk: Chunk) -> bool:
+        """Whether the chunk is done, or its checkpoint is there."""
+        if self.root is None:
+            return self.is_done(chunk)
+        segment = self.root / "segments" / chunk.filename
+        return self.is_done(chunk) or segment.exists()
+
+    def missing(self) -> list[Chunk]:
+        """The chunks that are not done."""
+        return [c for c in manifests.chunks(self.manifest) if not self.is_done(c)]
+
+    def admit(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the metrics of a finished chunk, leaves (seed, cell, ...).
+
+        Raises:
+            ValueError: If they are not what the chunk's must be.
+            RunDirectoryError: If they cannot be kept.
+        """
+        if lines := manifests.misfits(self.manifest, chunk, arrays):
+            raise ValueError(
+                f"What was computed for cells {chunk.start}..{chunk.stop - 1} of group "
+                f"{chunk.group} does not fit: {'; '.join(lines)}."
+            )
+        if self.root is None:
+            self._results.insert(chunk, arrays)
+            self._held.add(chunk)
+            return
+        self.check_place()
+        self._place("chunks", chunk).write(arrays)
+        (self.root / "segments" / chunk.filename).unlink(missing_ok=True)
+
+    def read(self, chunk: Chunk) -> dict[str, np.ndarray]:
+        """The metrics of a finished chunk of a run directory.
+
+        Raises:
+            RunDirectoryError: If they are corrupt, another's, or not what they must be.
+        """
+        place = self._place("chunks", chunk)
+        arrays = place.read()
+        if lines := manifests.misfits(self.manifest, chunk, arrays):
+            raise place.refused("; ".join(lines))
+        return arrays
+
+    def checkpoint(self, chunk: Chunk) -> store.Stored | None:
+        """Where a long run keeps the state of the chunk; None: nowhere."""
+        return None if self.root is None else self._place("segments", chunk)
+
+    def close(self, timings: Mapping[str, float]) -> None:
+        """Say that the run is complete, if it is.
+
+        Raises:
+            RuntimeError: If chunks are missing.
+        """
+        if missing := self.missing():
+            raise RuntimeError(
+                f"{len(missing)} of {len(manifests.chunks(self.manifest))} chunks are "
+                f"missing at the end, the first of them with cells {missing[0].start}.."
+                f"{missing[0].stop - 1} of group {missing[0].group}. Go on with resume."
+            )
+        if not self.manifest["is_complete"]:
+            self.check_place()
+            self.manifest |= {"is_complete": True, "timings": dict(timings)}
+            self.write_manifest()
+
+    def write_manifest(self) -> None:
+        """Keep the manifest, where there is a directory."""
+        if self.root is not None:
+            path = self.root / store.MANIFEST
+            store.write_json(path, self.manifest)
+            self._seen = _stamp(path)
+
+    def check_place(self) -> None:
+        """Refuse to go on where the directory has gone, or is another run's by now.
+
+        Raises:
+            RunDirectoryError: If it has, or is.
+        """
+        if self.root is None:
+            return
+        path = self.root / store.MANIFEST
+        if not path.exists():
+            raise store.RunDirectoryError(
+                f"{path} has gone: its directory was deleted or moved while the run "
+                "went on. Begin again, in another directory."
+            )
+        if (stamp := _stamp(path)) != self._seen:
+            if store.read_manifest(self.root)["run"] != self.manifest["run"]:
+                raise store.RunDirectoryError(
+                    f"{self.root} holds another run by now: it was deleted and begun "
+                    "anew while this one went on. Use another directory."
+                )
+            self._seen = stamp
+
+    def dataset(self) -> "xr.Dataset":
+        """The labelled results; what is not there is NaN.
+
+        Raises:
+            RunDirectoryError: If a file is not what it must be.
+        """
+        if self.root is None:
+            return self._results.dataset()
+        chunks = manifests.chunks(self.manifest)
+        done = [chunk for chunk in chunks if self.is_done(chunk)]
+        try:
+            results.check_labels(*results.from_manifest(self.manifest))
+            found = results.Results(self.manifest, has_gaps=len(done) < len(chunks))
+        except ValueError as e:
+            path = self.root / store.MANIFEST
+            raise store.RunDirectoryError(f"{path} cannot be used: {e}") from e
+        for chunk in done:
+            found.insert(chunk, self.read(chunk))
+        return found.dataset()
+
+    def _place(self, folder: str, chunk: Chunk) -> store.Stored:
+        assert self.root is not None
+        return store.Stored(
+            self.root / folder / chunk.filename,
+            manifests.identity(self.manifest, chunk),
+            is_named=self.manifest["format"] > 1,
+        )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def load(directory: str | Path) -> "xr.Dataset":
+    """The results of a run directory, finished or not; runs no code of its author.
+
+    Args:
+        directory: The run directory.
+
+    Cells that are not computed yet are NaN (integers become floats for it; counters are
+    -1), and `attrs["is_complete"]` says whether there are any.
+
+    Raises:
+        RunDirectoryError: If there is no run, or a file of it is corrupt or another's.
+    """
+    root = store.folder(directory)
+    return Gate(store.read_manifest(root), root).dataset()
