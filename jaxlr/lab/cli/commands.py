@@ -70,7 +70,7 @@ def run(invocation: "Invocation") -> Outcome:
 
     general, experiment = invocation.general, invocation.experiment
     directory = _existing(general, experiment.name) or new(RUNS / experiment.name)
-    _say(invocation.notes)
+    _say((f"{experiment.name}: {directory}", *invocation.notes))
     arguments = _arguments(general, directory)
     found = lab.plan(experiment, invocation.axes, **arguments)
     report.console().print(str(found), markup=False)
