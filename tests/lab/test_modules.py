@@ -200,12 +200,12 @@ def test_what_is_imported_already_is_not_loaded_twice(tmp_path):
 def test_a_run_records_names_that_a_move_does_not_change(tmp_path):
     """Functions and classes as fields are compared at resume by their names."""
     for folder in ("a", "b"):
-        body = BODY.replace("Settings = Settings()", "object = inner.Settings")
+        body = BODY.replace('"Settings" = Settings()', "object = inner.relu")
         path = write(tmp_path / folder, 2, body)
         inner = path.parent / "package" / "inner.py"
-        inner.write_text("from helper import Settings, VALUE")
+        inner.write_text("from helper import VALUE\ndef relu(x): return x")
         found = fields.plain(find.find(path).hparams)
-        assert found["settings"] == "helper.Settings"
+        assert found["settings"] == "package.inner.relu"
 
 
 def test_a_module_that_is_missing_is_named_as_it_was_written(tmp_path):
