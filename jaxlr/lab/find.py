@@ -166,7 +166,9 @@ def line_of(error: BaseException) -> str:
     package = Path(__file__).parents[1]  # unresolved, as tracebacks name files
     paths = sysconfig.get_paths()
     libraries = ("<", paths["stdlib"], paths["purelib"], paths["platlib"])
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    cause = error.__cause__ and error.__cause__.__traceback__
+    frames = traceback.extract_tb(error.__traceback__) + traceback.extract_tb(cause)
+    for frame in reversed(frames):
         name = frame.filename
         is_experiment = name.startswith(str(package / "experiments"))
         is_library = name.startswith((*libraries, str(package)))

@@ -19,6 +19,43 @@ from tests.lab._files import LONG, MINE
 ROOT = Path(__file__).resolve().parents[2]
 
 
+NESTED = '''"""Fields inside fields."""
+from typing import Any, Literal
+
+import equinox as eqx
+import jax.random as jr
+from jaxlr.core import Experiment
+
+
+class Opt(eqx.Module):
+    lr: float = 0.5
+    """Step size [1/L]."""
+    weight_decay: float | None = None
+    """Pull to zero."""
+    is_fast: bool = eqx.field(static=True, default=True)
+    betas: tuple[float, ...] = eqx.field(static=True, default=(0.9, 0.99))
+    widths: list[int] | None = eqx.field(static=True, default=None)
+
+
+class HParams(eqx.Module):
+    opt: Opt = Opt()
+    decay: float | None = 0.5
+    form: Literal["a", "b"] | None = eqx.field(static=True, default=None)
+    sizes: tuple[float, ...] = eqx.field(static=True, default=())
+    other: Any = eqx.field(static=True, default=None)
+    order: int = 2
+
+
+def run(key, hp):
+    weight_decay = 7.0 if hp.opt.weight_decay is None else hp.opt.weight_decay
+    terms = hp.opt.lr, weight_decay, *hp.opt.betas, *hp.sizes
+    return {"x": jr.normal(key) * sum(terms) * (1 if hp.order == 2 else 3)}
+
+
+EXPERIMENT = Experiment(run=run, hparams=HParams(), axes={"opt.lr": (0.1, 0.2)})
+'''
+
+
 @pytest.fixture(autouse=True)
 def _somewhere_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -159,6 +196,73 @@ def test_a_long_run_without_claims_and_figure(tmp_path, capsys):
     assert "makes no claims" in capsys.readouterr().out
     assert (only_run("long") / "figure.png").exists()
     assert json.loads((only_run("long") / "claims.json").read_text()) == []
+
+
+def test_nested_and_optional_fields_have_flags(tmp_path, swept):
+    (tmp_path / "nested.py").write_text(NESTED)
+    experiment, axes, _ = swept(
+        *("nested.py", "--opt.weight-decay", "0.25", "--opt.no-is-fast"),
+        *("--opt.betas", ".5", ".6", "--opt.widths", "3", "4", "--decay", "None"),
+        *("--form", "b", "--sizes", "1", "2.5", "--axis", "opt.lr=.3,.4"),
+    )
+    hparams = experiment.hparams
+    opt = hparams.opt
+    assert (opt.weight_decay, opt.is_fast, opt.betas) == (0.25, False, (0.5, 0.6))
+    assert (opt.widths, opt.lr) == ([3, 4], 0.5)
+    assert (hparams.decay, hparams.form, hparams.sizes) == (None, "b", (1.0, 2.5))
+    assert axes == {"opt.lr": (0.3, 0.4)}
+    experiment, axes, _ = swept(
+        *("nested.py", "--opt.weight_decay", "None", "--opt.lr", "0.125"),
+        *("--axis", "opt.betas/decay=1,2/None,3"),
+    )
+    assert (experiment.hparams.opt.lr, experiment.hparams.opt.weight_decay) == (
+        0.125,
+        None,
+    )
+    assert axes == {("opt.betas", "decay"): ((1, None), (2, 3))}
+
+
+def test_help_lists_nested_and_optional_fields(tmp_path, capsys):
+    (tmp_path / "nested.py").write_text(NESTED)
+    with pytest.raises(SystemExit):
+        main(["run", "nested.py", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--opt.lr FLOAT Step size. [1/L] (default: 0.5)" in text
+    assert "--opt.weight-decay {None}|FLOAT Pull to zero. (default: None)" in text
+    assert "--form {None,a,b}" in text
+    assert "No flags, to be set in Python: other." in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--opt.betas", ".5", ".6"),
+        ("--sizes", "1", "2", "--opt.weight-decay", "3"),
+        ("--axis", "opt.weight-decay=None,0.5", "--opt.is-fast"),
+    ],
+)
+def test_what_flags_and_axes_set_is_replayed(tmp_path, capsys, words):
+    """In a process that has not swept it: from what the run recorded."""
+    from jaxlr.lab import engine
+
+    (tmp_path / "nested.py").write_text(NESTED)
+    assert main(["run", "nested.py", *words, "--directory", "kept"]) == 0
+    engine.SWEPT.clear()
+    cell = ("opt.lr=.2", *(["opt.weight-decay=None"] if "--axis" in words else []))
+    again = ("replay", "kept", "--experiment", "nested.py", "--cell", *cell)
+    assert main([*again]) == 0
+    out = capsys.readouterr().out
+    assert "Equal bit by bit (expected bit by bit" in " ".join(out.split())
+
+
+@pytest.mark.misuse
+def test_an_if_on_a_swept_field_is_one_line_that_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "nested.py").write_text(NESTED)
+    assert main(["run", "nested.py", "--axis", "order=1,2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "needs order in Python" in line
+    assert "Mark it static, `order: ... = eqx.field(static=True" in line
+    assert line.endswith("(nested.py, line 31)")
 
 
 def test_help_lists_hyper_parameters_with_docs(mine, capsys):
