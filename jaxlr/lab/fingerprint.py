@@ -43,10 +43,8 @@ KIND = "v2:"  # digests of format 1 have no such prefix: they are of a text
 _PROCESS = secrets.token_hex(4)
 _OPAQUE: list[Any] = []  # what only this process knows, kept so that it stays itself
 _ATOMS = type(None), bool, int, float, complex, str, bytes, range, types.EllipsisType
-# Parameters, fields and types of jax that only say where something is from.
-_DISPLAYED = {"debug", "debug_info", "name_and_src_info", "source_info", "DebugInfo"}
-_DISPLAYED |= {"NameStack", "SourceInfo", "Traceback", "np_printoptions"}
-_DISPLAYED |= {"logging_record"}
+# Parameters and fields of jax that say where something is from, or how to print it.
+_DISPLAYED = {"debug_info", "name_and_src_info", "np_printoptions", "logging_record"}
 _AVAL = "shape", "dtype", "weak_type", "sharding", "memory_space", "inner_aval"
 
 
@@ -317,8 +315,6 @@ class _Walk:
 
     def _object(self, x: Any) -> bytes:
         cls = type(x)
-        if cls.__name__ in _DISPLAYED:
-            return _hash("displayed")
         is_frozen = getattr(getattr(x, "__dataclass_params__", None), "frozen", False)
         if is_frozen or _is_tracer(_library(cls.__module__)):
             return self._content(x) if is_frozen or self._counts else self.of(cls)
@@ -330,7 +326,8 @@ class _Walk:
         cls = type(x)
         library = _library(cls.__module__)
         if dataclasses.is_dataclass(x):
-            names = [f.name for f in dataclasses.fields(x) if f.name not in _DISPLAYED]
+            skipped = _DISPLAYED if _is_tracer(library) else ()
+            names = [f.name for f in dataclasses.fields(x) if f.name not in skipped]
             fields = [(name, getattr(x, name, None)) for name in names]
             return _hash("object", self.of(cls), self._items("fields", fields))
         if library and hasattr(x, "__wrapped__"):
