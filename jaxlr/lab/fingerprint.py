@@ -326,10 +326,10 @@ class _Walk:
         cls = type(x)
         library = _library(cls.__module__)
         if dataclasses.is_dataclass(x):
-            skipped = _DISPLAYED if _is_tracer(library) else ()
-            names = [f.name for f in dataclasses.fields(x) if f.name not in skipped]
-            fields = [(name, getattr(x, name, None)) for name in names]
-            return _hash("object", self.of(cls), self._items("fields", fields))
+            pairs = [(f.name, getattr(x, f.name, None)) for f in dataclasses.fields(x)]
+            if _is_tracer(library):
+                pairs = [(k, _unshared(v)) for k, v in pairs if k not in _DISPLAYED]
+            return _hash("object", self.of(cls), self._items("fields", pairs))
         if library and hasattr(x, "__wrapped__"):
             return self._all("wrapper", cls, x.__wrapped__)
         if _is_tracer(library) and hasattr(x, "__array__"):
@@ -393,7 +393,7 @@ def _library(module: str | None) -> str:
 
 def _is_tracer(library: str) -> bool:
     """Whether a package makes its objects anew at every trace, and changes none."""
-    return library.partition(" ")[0] in ("jax", "jaxlib", "equinox")
+    return library.partition(" ")[0] in ("jax", "jaxlib", "jaxlr", "equinox")
 
 
 def _unshared(x: Any) -> Any:
