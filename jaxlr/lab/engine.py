@@ -95,7 +95,8 @@ def sweep(
         compiled, team = Compiled(request), None
         if executor is not None:
             team = stack.enter_context(tasks.team(executor, compiled, place))
-        run = _Run(compiled, root, resume, team)
+        with Progress(None, phase="Plan"):
+            run = _Run(compiled, root, resume, team)
         if root is not None:
             SWEPT[root.resolve()] = experiment
         try:
