@@ -226,6 +226,22 @@ def test_nested_and_optional_fields_have_flags(tmp_path, swept):
     assert axes == {("opt.betas", "decay"): ((1, None), (2, 3))}
 
 
+def test_a_file_of_flags_sets_nested_fields(tmp_path, swept):
+    (tmp_path / "nested.py").write_text(NESTED)
+    (tmp_path / "flags.toml").write_text(
+        "[opt]\nis_fast = false\nbetas = [0.5]\nweight_decay = 'None'\n"
+        "[axis]\nopt.lr = [0.3, 0.4]\n"
+    )
+    experiment, axes, _ = swept("nested.py", "--config", "flags.toml")
+    opt = experiment.hparams.opt
+    assert (opt.is_fast, opt.betas, opt.weight_decay) == (False, (0.5,), None)
+    assert axes == {"opt.lr": (0.3, 0.4)}
+    words = ("--config", "flags.toml", "--opt.is-fast", "--opt.lr", "0.25")
+    experiment, axes, _ = swept("nested.py", *words)
+    assert (experiment.hparams.opt.is_fast, experiment.hparams.opt.lr) == (True, 0.25)
+    assert axes == {}
+
+
 def test_help_lists_nested_and_optional_fields(tmp_path, capsys):
     (tmp_path / "nested.py").write_text(NESTED)
     with pytest.raises(SystemExit):
