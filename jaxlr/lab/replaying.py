@@ -165,7 +165,8 @@ def _as_recorded(experiment: Experiment, config: Mapping[str, Any]) -> Experimen
         recorded = config["hparams"].get(name)
         if recorded is None or recorded == value:
             continue
-        if isinstance(default, bool | int | float | str):
+        plain = bool | int | float | str
+        if isinstance(default, plain) and isinstance(recorded, plain):
             changes[name] = type(default)(recorded)
         elif isinstance(default, np.generic | np.ndarray | jax.Array):
             changes[name] = np.asarray(recorded, default.dtype)
