@@ -1,9 +1,12 @@
 """What comes into a run's results: whose it is, its types, and whether all is there."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
 import itertools
 import json
 import shutil
+import threading
+import time
 from typing import Any
 import zipfile
 
@@ -292,6 +295,33 @@ def test_an_executor_that_cancels_is_an_error(tmp_path, directory, is_notified):
         found = sweep(toys.closed(), directory=root, resume=True)
         toys.assert_equal(found, sweep(toys.closed(), chunk=2))
         assert _is_complete(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["restart", "close"])
+def test_a_dask_cluster_that_restarts_or_closes_is_an_error(tmp_path, end):
+    distributed = pytest.importorskip("distributed")
+
+    def act():
+        while not list(tmp_path.glob("chunks/*.npz")):
+            time.sleep(0.01)
+        with contextlib.suppress(Exception):
+            getattr(client, end)(timeout=5)
+
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        thread = threading.Thread(target=act)
+        thread.start()
+        pool = client.get_executor()
+        with pytest.raises(RuntimeError, match="CancelledError"):
+            sweep(toys.slow("closed"), directory=tmp_path, chunk=2, executor=pool)
+        thread.join()
+    assert 0 < len(list(tmp_path.glob("chunks/*.npz"))) < 12
+    assert not _is_complete(tmp_path)
 
 
 class Wrong(ThreadPoolExecutor):
