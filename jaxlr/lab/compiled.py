@@ -86,6 +86,10 @@ class Compiled:
 
     @ft.cached_property
     def budget(self) -> float:
+        """Bytes of one device that a chunk may take; `budget_on` this machine."""
+        return self.budget_on(memory.Machine.of(self.request.devices))
+
+    def budget_on(self, machine: memory.Machine) -> float:
         """Bytes of one device that a chunk may take; the results are set aside.
 
         Raises:
@@ -97,7 +101,6 @@ class Compiled:
                 f"The results alone need {self.result_bytes:,} bytes of the host's "
                 f"{host:,}. Thin the curves (`every`), or sweep fewer cells or seeds."
             )
-        devices = self.request.devices
-        available = memory.available_bytes(devices) * memory.SHARE
-        is_host = devices[0].platform == "cpu"
-        return available - is_host * self.result_bytes / len(devices)
+        available = machine.available_bytes * memory.SHARE
+        is_host = machine.platform == "cpu"
+        return available - is_host * self.result_bytes / machine.num_devices

@@ -1,22 +1,20 @@
 """The sweep: plan, run chunk by chunk, keep what is finished, label the results."""
 
-from collections.abc import Callable, Sequence
-import concurrent.futures
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import json
 import math
 from pathlib import Path
-import queue
 import secrets
 from typing import Any, TYPE_CHECKING
 
 import jax
 
-from jaxlr.core import checks
 from jaxlr.core.types import Experiment
 from jaxlr.lab import chunks, planning, provenance, signals, store, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.gate import Gate
+from jaxlr.lab.manifest import fields_of
 from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
 
@@ -39,7 +37,7 @@ def sweep(
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     backend: str = "shard_map",
-    executor: concurrent.futures.Executor | None = None,
+    executor: Any = None,
 ) -> "xr.Dataset":
     """Run an experiment at every cell of its axes, with every seed.
 
@@ -61,8 +59,10 @@ def sweep(
             resumed run keeps its own.
         devices: Devices that share the cells of every chunk; None for all local ones.
         backend: `"shard_map"`, or `"pmap"` for the same by `jax.pmap`.
-        executor: What runs the chunks elsewhere (Dask, SLURM, processes); None runs
-            them here. A long run's chunk has no checkpoints elsewhere.
+        executor: What runs the chunks elsewhere: any `concurrent.futures.Executor`
+            (spawned processes, Dask's `client.get_executor()`), or one of submitit
+            (SLURM). None runs them here. A long run's chunk has no checkpoints
+            elsewhere.
 
     Returns:
         One variable a metric, with dimensions (axes..., seed, its own); coordinates
@@ -75,9 +75,7 @@ def sweep(
         KeyboardInterrupt: On Ctrl-C or SIGTERM, within the chunk, or after the segment
             of a long run, which is kept; the message says how to resume.
     """
-    checks.choice("`resume`", resume, (False, True, "force"))
-    if resume and directory is None:
-        raise ValueError("`resume` needs the `directory` to resume.")
+    root = planning.place(directory, resume)
     request = Request.make(
         experiment,
         axes,
@@ -88,10 +86,13 @@ def sweep(
         backend=backend,
     )
     with contextlib.ExitStack() as stack:
-        root = None if directory is None else store.folder(directory)
-        if root is not None and not _only_reads(root, resume):
-            stack.enter_context(store.lock(root))
-        run = _Run(Compiled(request), root, resume, executor)
+        place = None if root is None or _only_reads(root, resume) else root
+        if place is not None:
+            stack.enter_context(store.lock(place))
+        compiled, team = Compiled(request), None
+        if executor is not None:
+            team = stack.enter_context(tasks.team(executor, compiled, place))
+        run = _Run(compiled, root, resume, team)
         if root is not None:
             SWEPT[root.resolve()] = experiment
         try:
@@ -117,13 +118,14 @@ class _Run:
         compiled: Compiled,
         root: Path | None,
         resume: bool | str,
-        executor: concurrent.futures.Executor | None,
+        team: tasks.Team | None,
     ):
         self.compiled, self.request = compiled, compiled.request
-        self.root, self.executor = root, executor
-        if root is None or not store.is_run(root):
-            widths, _ = planning.fit(compiled, has_executor=executor is not None)
-            manifest = provenance.manifest(compiled, widths)
+        self.root, self.team = root, team
+        recorded, forced = planning.begun(compiled, root, resume, team)
+        if recorded is None or root is None:
+            widths, _ = planning.fit(compiled, team and team.machine)
+            manifest = planning.manifest_of(compiled, widths, team)
             self.manifest = json.loads(json.dumps(manifest))
             self.gate = Gate(self.manifest, root)
             if root is not None:
@@ -132,15 +134,8 @@ class _Run:
                 store.write_atomically(root / store.SOURCE, lambda f: f.write(source))
             self.gate.write_manifest()
             return
-        if not resume:
-            raise store.RunDirectoryError(
-                f"{root} already holds a run. Go on with it (resume=True, `--resume`), "
-                "or use another directory."
-            )
-        self.manifest = store.read_manifest(root)
-        now = provenance.manifest(compiled, [1] * len(self.request.groups))
+        self.manifest = recorded
         self.gate = Gate(self.manifest, root)
-        forced = store.refuse_changes(root, self.manifest, now, resume == "force")
         if not self.gate.missing():
             return
         store.clean(root)
@@ -170,10 +165,10 @@ class _Run:
                 check()
 
             if len(done) < len(every):
-                if self.executor is None:
+                if self.team is None:
                     self._here(progress, advance)
                 else:
-                    self._elsewhere(self.executor, advance)
+                    self._elsewhere(self.team, advance)
             timings = {
                 "compile_seconds": round(progress.compile_seconds, 3),
                 "run_seconds": round(progress.run_seconds, 3),
@@ -217,50 +212,51 @@ class _Run:
                 if has_begun or needed <= self.compiled.budget:
                     return program
             if width == 1:
-                raise planning.too_large(self.compiled, needed)
+                raise planning.too_large(self.request, needed, self.compiled.budget)
             narrower = int(width * self.compiled.budget / needed)
             narrower = min(max(narrower, 1), width - 1)
-            width = planning.even(self.request, len(layout["cells"]), narrower)
-            layout |= {"width": width, "chunk": width * len(self.request.devices)}
+            num_devices = len(self.request.devices)
+            width = planning.even(len(layout["cells"]), narrower, num_devices)
+            layout |= {"width": width, "chunk": width * num_devices}
             self.gate.write_manifest()
 
-    def _elsewhere(
-        self, executor: concurrent.futures.Executor, advance: Callable[[float], None]
-    ) -> None:
-        payload = tasks.pack(self.compiled)
-        widths = [layout["width"] for layout in self.manifest["layout"]]
-        waiting = {
-            executor.submit(tasks.run_chunk, payload, widths[chunk.group], chunk): chunk
-            for chunk in self.gate.missing()
-        }
-        # `as_completed` never gives a future that its executor cancels, as Dask does.
-        ended: queue.SimpleQueue[concurrent.futures.Future] = queue.SimpleQueue()
-        for future in waiting:
-            future.add_done_callback(ended.put)
-        failure = None
-        try:
-            while waiting:
-                chunk = waiting.pop(future := ended.get())
-                if future.cancelled():
-                    error = concurrent.futures.CancelledError()
-                elif not (error := future.exception()):
-                    self.gate.admit(chunk, future.result())
-                    advance(self._lanes([chunk]))
+    def _elsewhere(self, team: tasks.Team, advance: Callable[[float], None]) -> None:
+        blocks, failures = self.manifest["layout"], {}
+        widths = {chunk: blocks[chunk.group]["width"] for chunk in self.gate.missing()}
+        with contextlib.closing(team.run(widths)) as ended:
+            for chunk, outcome in ended:
+                if isinstance(outcome, BaseException):
+                    failures[chunk] = outcome
                     continue
-                if failure is None:
-                    failure = chunk, error
-                    for other in list(waiting):  # those under way are still waited for
-                        other.cancel()
-        finally:
-            for future in waiting:
-                future.cancel()
-        if failure:
-            chunk, error = failure
-            raise RuntimeError(
-                f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} failed "
-                f"on the executor: {error!r}. Every other chunk that had begun is "
-                "kept; mend the cause and go on with resume."
-            ) from error
+                try:
+                    self.gate.admit(chunk, outcome)
+                except ValueError as e:  # of other metrics than the chunk's
+                    failures[chunk] = e
+                else:
+                    advance(self._lanes([chunk]))
+        if failures:
+            raise self._failed(failures)
+
+    def _failed(self, failures: Mapping[store.Chunk, BaseException]) -> RuntimeError:
+        """The error that names what failed, where everything else is done."""
+        chunk, error = next(iter(failures.items()))
+        block = self.manifest["layout"][chunk.group]
+        cells = block["cells"][chunk.start : chunk.stop]
+        fields = fields_of(self.manifest["config"]["axes"], cells)
+        values = "; ".join(
+            f"{name}={', '.join(map(repr, dict.fromkeys(found)))}"
+            for name, found in fields.items()
+        )
+        first, last = chunk.seeds[0], chunk.seeds[1] - 1
+        others = f" So did {len(failures) - 1} others." * (len(failures) > 1)
+        kept = "kept" if self.root is not None else "lost without a `directory`"
+        raised = RuntimeError(
+            f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} ({values}; "
+            f"seeds {first}..{last}) failed: {error!r}.{others} All other chunks are "
+            f"finished, and {kept}; mend the cause and go on with resume."
+        )
+        raised.__cause__ = error
+        return raised
 
     def dataset(self) -> "xr.Dataset":
         """The labelled results."""

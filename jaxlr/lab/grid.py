@@ -4,18 +4,18 @@ Every cell of the product of the dimensions is a flat index, C order. Cells whos
 fields (shapes, strings) are equal form a group; its traced fields become arrays.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import itertools
 import math
-import numbers
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxlr.core import checks
 from jaxlr.core.types import Axis, Uniform
+from jaxlr.lab import fields
 
 
 RESERVED = ("seed", "step", "diverged_at", "ended_at")
@@ -71,7 +71,7 @@ def dimensions(
 
     Raises:
         ValueError: On an unknown field, two axes of one field, an empty axis, unequal
-            zipped lengths, or a value that does not fit its field.
+            zipped lengths, a value that does not fit its field, or one given twice.
     """
     pairs = axes.items() if isinstance(axes, Mapping) else axes
     if isinstance(pairs, Axis | str) or not all(
@@ -80,31 +80,48 @@ def dimensions(
         raise ValueError(
             f"`axes` must be a dict of name -> values or a list of Axis, got {axes!r}."
         )
-    fields = {f.name: f for f in dataclasses.fields(hparams)}
+    known = fields.of(hparams)
     dims = []
     taken: set[str] = set()
     for name, values in pairs:
         names = tuple(name) if isinstance(name, tuple | list) else (name,)
+        if not names:
+            raise ValueError(f"Axis {name!r} names no field.")
         for field in names:
-            checks.choice("axis", field, fields)
+            if inner := [name for name in known if name.startswith(f"{field}.")]:
+                raise ValueError(
+                    f"Axis {field!r}: the field holds a dataclass; sweep the fields in "
+                    f"it: {', '.join(inner)}."
+                )
+            checks.choice("axis", field, known)
             if field in taken:
                 raise ValueError(f"Two axes sweep the field {field!r}; keep one.")
             taken.add(field)
-        columns = _columns(name, names, values)
-        checked = [
-            [_checked(fields[field], getattr(hparams, field), v) for v in column]
-            for field, column in zip(names, columns, strict=True)
+        columns = [
+            [_checked(field, known[field], value) for value in column]
+            for field, column in zip(names, _columns(name, names, values), strict=True)
         ]
-        dims.append(Dimension(names, tuple(zip(*checked, strict=True))))
+        dims.append(Dimension(names, tuple(zip(*columns, strict=True))))
     for dim in dims:
-        if len(dim.fields) > 1 and dim.name in taken:
+        if len(dim.fields) > 1 and dim.name in known:
             raise ValueError(
-                f"The zipped axis {dim.fields} would be called {dim.name!r}, as "
-                "another axis is; rename a field."
+                f"The zipped axis {dim.fields} would be called {dim.name!r}, as a "
+                "field is; rename one."
             )
         if dim.name in RESERVED:
             raise ValueError(f"An axis may not be called {dim.name!r}: it is reserved.")
+        point, times = Counter(map(_said, dim.points)).most_common(1)[0]
+        if times > 1:
+            raise ValueError(
+                f"Axis {dim.name!r} has {point} {times} times, cells that nothing "
+                "tells apart; keep one. `num_seeds` says how often a cell is run."
+            )
     return tuple(dims)
+
+
+def _said(point: tuple[Any, ...]) -> str:
+    """A point as Python writes it, which tells True, 1 and 1.0 apart."""
+    return repr(point[0] if len(point) == 1 else point)
 
 
 def _columns(name: Any, names: tuple[str, ...], values: Any) -> list[list[Any]]:
@@ -142,73 +159,81 @@ def _is_point(value: Any) -> bool:
     return isinstance(value, tuple | list)
 
 
-def is_static(field: dataclasses.Field, default: Any) -> bool:
-    """Whether a new value of the field needs a new program."""
-    is_number = isinstance(
-        default, numbers.Number | np.generic | np.ndarray | jax.Array
-    )
-    return bool(field.metadata.get("static", False)) or not is_number
-
-
-def _checked(field: dataclasses.Field, default: Any, value: Any) -> Any:
-    """`value` as a plain Python number, bool or string that fits the field."""
+def _checked(name: str, field: fields.Field, value: Any) -> Any:
+    """`value` as None or a plain Python number, bool or string that fits the field."""
     if _is_point(value) or getattr(value, "ndim", 0):
-        raise ValueError(f"Axis {field.name!r} takes scalars, got {value!r}.")
-    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        raise ValueError(f"Axis {name!r} takes scalars, got {value!r}.")
+    if isinstance(value, fields.ARRAYS):
         value = value.item()
-    if np.ndim(default):
+    default, wanted = field.default, field.kind
+    if isinstance(default, fields.ARRAYS) and np.ndim(default):
         raise ValueError(
-            f"Axis {field.name!r}: the field is an array of shape {np.shape(default)}; "
-            "only scalars can be swept."
+            f"Axis {name!r}: the field is an array of shape {np.shape(default)}; only "
+            "scalars can be swept."
         )
-    kind = "static field" if is_static(field, default) else "field"
-    wanted = _kind(default)
-    if wanted is None:  # a static field of some other type: any plain value
-        fits = isinstance(value, bool | int | float | str)
+    if value is None:
+        fits = field.is_optional
+    elif wanted is None:  # a static field of some other type: any plain value
+        fits = isinstance(value, fields.PLAIN)
     elif wanted is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        if fits and math.isnan(value):
-            raise ValueError(f"Axis {field.name!r} has a NaN.")
-        value = float(value) if fits else value
     else:
         fits = type(value) is wanted
     if not fits:
-        name = wanted.__name__ if wanted else "bool, int, float or str"
+        allowed = wanted.__name__ if wanted else "bool, int, float or str"
+        allowed += " or None" if field.is_optional else ""
         raise ValueError(
-            f"Axis {field.name!r}: the {kind} takes values of type {name} "
-            f"(its default is {default!r}), got {value!r}."
+            f"Axis {name!r}: the {'static ' * field.is_static}field takes values of "
+            f"type {allowed} (its default is {default!r}), got {value!r}."
         )
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"Axis {name!r} has a NaN.")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"Axis {name!r} has a NUL character: {value!r}.")
+    if wanted is float and value is not None:
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"Axis {name!r}: no float can hold {value}.") from None
+    if type(value) is int and not field.is_static:
+        limits = np.iinfo(_column_dtype(field))
+        if not limits.min <= value <= limits.max:
+            raise ValueError(
+                f"Axis {name!r} is computed in {limits.dtype}, which cannot hold "
+                f"{value!r}."
+            )
     return value
 
 
-def _kind(default: Any) -> type | None:
-    if isinstance(default, np.generic | np.ndarray | jax.Array):
-        kinds = {"b": bool, "i": int, "u": int}
-        return kinds.get(np.dtype(default.dtype).kind, float)
-    return next((t for t in (bool, int, float, str) if isinstance(default, t)), None)
+def _column_dtype(field: fields.Field) -> np.dtype | None:
+    """Dtype of an array of the field's values on the host; None for NumPy's choice."""
+    if field.kind is not int:
+        return None
+    return np.dtype(getattr(field.default, "dtype", np.int64))
 
 
 def groups(hparams: Any, dims: Sequence[Dimension]) -> list[Group]:
     """All cells, grouped by their static fields, in the order of first appearance."""
-    fields = {f.name: f for f in dataclasses.fields(hparams)}
-    swept = [name for dim in dims for name in dim.fields]
-    static = [n for n in swept if is_static(fields[n], getattr(hparams, n))]
-    found: dict[tuple, list[tuple[int, dict[str, Any]]]] = {}
+    known = fields.of(hparams)
+    swept = {name: known[name] for dim in dims for name in dim.fields}
+    is_static = {name: field.is_static for name, field in swept.items()}
+    found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for index, points in enumerate(itertools.product(*(dim.points for dim in dims))):
         cell = dict(zip(swept, itertools.chain(*points), strict=True))
-        found.setdefault(tuple(cell[n] for n in static), []).append((index, cell))
-    return [
-        Group(
-            static=dict(zip(static, key, strict=True)),
-            traced={
-                n: np.asarray([cell[n] for _, cell in members])
-                for n in swept
-                if n not in static
-            },
-            cells=np.asarray([index for index, _ in members]),
-        )
-        for key, members in found.items()
-    ]
+        static = {n: x for n, x in cell.items() if is_static[n] or x is None}
+        found.setdefault(repr(static), []).append((index, cell))
+
+    def group(members):
+        _, first = members[0]
+        static = {n: x for n, x in first.items() if is_static[n] or x is None}
+        traced = {
+            n: np.asarray([cell[n] for _, cell in members], _column_dtype(swept[n]))
+            for n in first
+            if n not in static
+        }
+        return Group(static, traced, np.asarray([index for index, _ in members]))
+
+    return [group(members) for members in found.values()]
 
 
 def shape(dims: Sequence[Dimension]) -> tuple[int, ...]:
@@ -219,7 +244,8 @@ def shape(dims: Sequence[Dimension]) -> tuple[int, ...]:
 def find_cell(dims: Sequence[Dimension], cell: Mapping[str, Any]) -> int:
     """Flat index of the cell whose fields have these values.
 
-    Dimensions of one point may be left out. Floats match to a relative 1e-9.
+    Dimensions of one point may be left out. Where no value is the very same, floats
+    match to a relative 1e-9.
 
     Raises:
         ValueError: On an unknown field, a value that no point has, or a dimension
@@ -230,17 +256,10 @@ def find_cell(dims: Sequence[Dimension], cell: Mapping[str, Any]) -> int:
         checks.choice("field of the cell", name, swept)
     index = []
     for dim in dims:
-        hits = [
-            i
-            for i, point in enumerate(dim.points)
-            if all(
-                _matches(value, cell[name])
-                for name, value in zip(dim.fields, point, strict=True)
-                if name in cell
-            )
-        ]
+        hits = _hits(dim, cell, lambda value, wanted: repr(value) == repr(wanted))
+        hits = hits or _hits(dim, cell, _matches)
         given = {name: cell[name] for name in dim.fields if name in cell}
-        listed = ", ".join(str(p[0] if len(p) == 1 else p) for p in dim.points)
+        listed = ", ".join(map(_said, dim.points))
         if not hits:
             raise ValueError(f"No cell has {given}; {dim.name} is one of {listed}.")
         if len(hits) > 1:
@@ -252,25 +271,52 @@ def find_cell(dims: Sequence[Dimension], cell: Mapping[str, Any]) -> int:
     return int(np.ravel_multi_index(index, shape(dims))) if index else 0
 
 
+def _hits(
+    dim: Dimension, cell: Mapping[str, Any], is_same: Callable[[Any, Any], bool]
+) -> list[int]:
+    """Indices of the points that have the values of the cell, where it gives any."""
+    return [
+        i
+        for i, point in enumerate(dim.points)
+        if all(
+            is_same(value, cell[name])
+            for name, value in zip(dim.fields, point, strict=True)
+            if name in cell
+        )
+    ]
+
+
 def _matches(value: Any, wanted: Any) -> bool:
     if isinstance(value, float) and isinstance(wanted, int | float):
         return math.isclose(value, wanted, rel_tol=1e-9)
-    return value == wanted
+    if value is None:  # among numbers, its label is NaN
+        return bool(wanted is None or wanted != wanted)
+    return bool(value == wanted)
 
 
-def plain_fields(hparams: Any) -> dict[str, Any]:
-    """Every field as something that JSON can hold; arrays as lists."""
+def labels(values: Sequence[Any]) -> np.ndarray:
+    """A swept field's values as a coordinate, which any file can hold.
 
-    def plain(value):
-        if isinstance(value, np.generic | np.ndarray | jax.Array):
-            return np.asarray(value).tolist()
-        if isinstance(value, float) and not math.isfinite(value):
-            return repr(value)
-        if isinstance(value, bool | int | float | str):
-            return value
-        name = getattr(value, "__qualname__", None)  # a repr would hold an address
-        return f"{value.__module__}.{name}" if name else repr(value)
+    None among numbers is NaN, which no axis has otherwise. Values of several types are
+    words, and so are integers beyond 64 bits.
+    """
+    kinds = {type(value) for value in values}
+    if len(kinds) == 1 and kinds <= {bool, str}:
+        return np.asarray(values)
+    if kinds <= {int, float, type(None)}:
+        array = np.asarray([np.nan if value is None else value for value in values])
+        pairs = zip(array.tolist(), values, strict=True)
+        is_exact = all(value is None or found == value for found, value in pairs)
+        is_clear = kinds != {int} or array.dtype.kind in "iu"
+        if kinds >= {int, float}:
+            is_clear = len({*values}) == len({*map(repr, values)})
+        if is_exact and is_clear:
+            return array
+    return np.asarray([str(value) for value in values])
 
-    return {
-        f.name: plain(getattr(hparams, f.name)) for f in dataclasses.fields(hparams)
-    }
+
+def is_labelled(labels: np.ndarray, value: Any) -> np.ndarray:
+    """Which of a coordinate's labels, as `labels` makes them, stand for a value."""
+    if labels.dtype.kind == "U":
+        return labels == str(value)
+    return np.isnan(labels) if value is None else labels == value

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxlr.core import compat, loop, tree
 from jaxlr.core.types import Experiment
-from jaxlr.lab import docs, grid
+from jaxlr.lab import docs, fields, grid
 
 
 LANE = "_lane"  # a traced input that every group has, so that `vmap` has a size
@@ -121,6 +121,8 @@ class Lane:
         every: One row of the curves is kept in this many steps.
         footprint: Bytes of all intermediate values, loop bodies counted once: a
             yardstick for the memory of groups.
+        closed_over: Bytes of the arrays that the trace closes over: every program has
+            them once a device.
         traffic: Bytes that all operations read and write, scans counted whole: a
             yardstick for time.
         digest: Digest of the computation: operations, constants, names of the metrics.
@@ -133,6 +135,7 @@ class Lane:
     num_steps: int
     every: int
     footprint: int
+    closed_over: int
     traffic: float
     digest: str
 
@@ -162,19 +165,84 @@ def trace(experiment: Experiment, group: grid.Group) -> Lane:
 
     Raises:
         ValueError: If the metrics are not a dict, NamedTuple or Module of arrays, or
-            one is called like a swept field or a reserved coordinate, or if an axis
-            has a value that its dtype cannot hold.
+            one is called like a swept field or a reserved coordinate, if an axis has a
+            value that its dtype cannot hold, or if the run needs a swept field's value
+            in Python.
     """
-    base = dataclasses.replace(experiment.hparams, **group.static)
+    known = fields.of(experiment.hparams)
     with compat.x64(experiment.x64):
         dtypes = {
-            name: _traced_dtype(name, getattr(base, name), values)
+            name: _traced_dtype(name, known[name].default, values)
             for name, values in group.traced.items()
         }
-        dtypes[LANE] = np.dtype(np.int32)
-        values = {name: jax.ShapeDtypeStruct((), d) for name, d in dtypes.items()}
-        build = _segmented_lane if experiment.solver else _closed_lane
-        return build(experiment, base, dtypes, values)
+        try:
+            return _traced(experiment, group, dtypes)
+        except (TypeError, IndexError, ValueError) as e:
+            if names := _needed_in_python(experiment, group, dtypes):
+                raise ValueError(
+                    f"The run needs {' and '.join(names)} in Python, as for an `if`, a "
+                    "shape or a number of steps; a field that is swept is traced by "
+                    f"jax. Mark it static, `{names[0].rpartition('.')[-1]}: ... = "
+                    "eqx.field(static=True, default=...)`, which compiles once a "
+                    f"value, or use `jnp.where` and its like. ({type(e).__name__})"
+                ) from e
+            raise
+
+
+def _traced(
+    experiment: Experiment, group: grid.Group, dtypes: dict[str, np.dtype]
+) -> Lane:
+    base = fields.replace(experiment.hparams, group.static)
+    known = fields.of(experiment.hparams)
+    # A number of Python's decides no dtype, and does not where it is swept.
+    weak = [n for n in dtypes if not hasattr(known[n].default, "dtype")]
+    values = {
+        name: jax.ShapeDtypeStruct(
+            (), dtype, weak_type=name in weak and dtype.kind != "b"
+        )
+        for name, dtype in dtypes.items()
+    }
+    dtypes = {**dtypes, LANE: np.dtype(np.int32)}
+    values[LANE] = jax.ShapeDtypeStruct((), np.int32)
+    if experiment.solver is None:
+        return _closed_lane(experiment, base, dtypes, values)
+    num_steps = _num_steps(experiment, base, group)
+    return _segmented_lane(experiment, base, dtypes, values, num_steps)
+
+
+def _num_steps(experiment: Experiment, base: Any, group: grid.Group) -> int:
+    """The number of steps of all cells of the group."""
+    is_fixed = not callable(experiment.num_steps)
+    columns = {n: x.tolist() for n, x in group.traced.items() if not is_fixed}
+    rows = zip(*columns.values(), strict=True)
+    cells = [dict(zip(columns, row, strict=True)) for row in rows] or [{}]
+    found = {
+        loop.num_steps_of(experiment, fields.replace(base, cell)) for cell in cells
+    }
+    if len(found) > 1:
+        raise ValueError(f"`num_steps` must be equal in all cells, got {found}.")
+    return found.pop()
+
+
+def _needed_in_python(
+    experiment: Experiment, group: grid.Group, dtypes: dict[str, np.dtype]
+) -> list[str]:
+    """The swept fields for which the trace fails, unless it does without any."""
+    first = {name: values[0].item() for name, values in group.traced.items()}
+
+    def fails(*names):
+        static = group.static | {n: x for n, x in first.items() if n not in names}
+        traced = {name: group.traced[name] for name in names}
+        part = grid.Group(static, traced, group.cells)
+        try:
+            _traced(experiment, part, {name: dtypes[name] for name in names})
+        except Exception:
+            return True
+        return False
+
+    if not first or fails():
+        return []
+    return [name for name in first if fails(name)] or list(first)
 
 
 def _traced_dtype(name: str, default: Any, values: np.ndarray) -> np.dtype:
@@ -197,8 +265,7 @@ def _traced_dtype(name: str, default: Any, values: np.ndarray) -> np.dtype:
 
 
 def _hparams(base, values):
-    fields = {name: value for name, value in values.items() if name != LANE}
-    return dataclasses.replace(base, **fields)
+    return fields.replace(base, {n: x for n, x in values.items() if n != LANE})
 
 
 def _key(seed, index):
@@ -221,8 +288,7 @@ def _closed_lane(experiment, base, dtypes, values) -> Lane:
     return _lane(experiment, base, dtypes, traced, shapes)
 
 
-def _segmented_lane(experiment, base, dtypes, values) -> Lane:
-    num_steps = loop.num_steps_of(experiment, base)
+def _segmented_lane(experiment, base, dtypes, values, num_steps) -> Lane:
     every = experiment.every
     num_rows = -(-num_steps // every)
 
@@ -306,6 +372,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
         num_steps=num_steps,
         every=experiment.every,
         footprint=footprint,
+        closed_over=sum({id(x): x.nbytes for x in _consts(traced)}.values()),
         traffic=traffic * max(num_steps, 1),
         # Of closed runs without steps, as in the directories that there are.
         digest=_digest(traced, metrics, experiment.every, *steps),
@@ -363,12 +430,11 @@ def _named(metrics: PyTree) -> dict[str, Any]:
 def _described(experiment: Experiment, base: Any, shapes: PyTree) -> dict[str, Metric]:
     field_docs = docs.field_docs(type(shapes))
     named = _named(shapes)
-    fields = {f.name for f in dataclasses.fields(base)}
     dims = metric_dims(experiment, {name: x.shape for name, x in named.items()})
     metrics = {}
     for name, x in named.items():
         lengths = {f"{dim}_length" for own in dims.values() for dim in own}
-        if name in {*grid.RESERVED, *fields, *lengths}.union(*dims.values()):
+        if name in {*grid.RESERVED, *fields.of(base), *lengths}.union(*dims.values()):
             raise ValueError(
                 f"A metric may not be called {name!r}: that is a hyper-parameter, a "
                 "dimension or reserved."

@@ -1,6 +1,7 @@
 """How much memory a device has, and the widest chunk that fits into it."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import os
 from pathlib import Path
 import resource
@@ -10,6 +11,29 @@ import jax
 
 LIMIT_VARIABLE = "JAXLR_MEMORY_LIMIT"
 SHARE = 0.8  # of what is free: compilers count buffers, not their libraries' scratch
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What runs chunks: this process, or a worker.
+
+    Attributes:
+        platform: Name of the platform, as `cpu`.
+        device_kind: What kind of devices it has.
+        num_devices: Number of devices that share a chunk.
+        available_bytes: Free bytes of one of them.
+    """
+
+    platform: str
+    device_kind: str
+    num_devices: int
+    available_bytes: int
+
+    @classmethod
+    def of(cls, devices: Sequence[jax.Device]) -> "Machine":
+        """The machine that has these devices, all of one kind."""
+        one, free = devices[0], available_bytes(devices)
+        return cls(one.platform, one.device_kind, len(devices), free)
 
 
 def format_bytes(number: float) -> str:

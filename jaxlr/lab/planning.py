@@ -1,15 +1,19 @@
 """What a sweep will do, before it does it: cells, groups, chunks, memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid, memory, program, provenance
+from jaxlr.lab import grid, memory, program, provenance, store, tasks
 from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.gate import Gate
 from jaxlr.lab.memory import format_bytes
 from jaxlr.lab.request import Request
 
@@ -31,6 +35,7 @@ class GroupPlan:
         num_cells: Number of its cells.
         width: Number of cells of a chunk on one device.
         num_chunks: Number of its chunks.
+        num_done: Number of its chunks that the run directory has already.
         bytes: Bytes that a chunk is estimated to take on one device.
     """
 
@@ -38,12 +43,13 @@ class GroupPlan:
     num_cells: int
     width: int
     num_chunks: int
+    num_done: int
     bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Plan:
-    """A sweep's plan; printing it gives a summary.
+    """A sweep's plan; printed, or as the last line of a notebook's cell, a summary.
 
     Attributes:
         name: Name of the experiment.
@@ -72,12 +78,18 @@ class Plan:
         """Number of chunks in all."""
         return sum(group.num_chunks for group in self.groups)
 
-    def __str__(self):
+    @property
+    def num_done(self) -> int:
+        """Number of chunks that the run directory has already."""
+        return sum(group.num_done for group in self.groups)
+
+    def __repr__(self):
         sizes = " x ".join(f"{n} {name}" for name, n in self.dims.items()) or "1"
         largest = max(group.bytes for group in self.groups)
         widths = sorted({group.width * self.num_devices for group in self.groups})
         of = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
         share = 100 * largest / max(self.available_bytes, 1)
+        done = f"; {self.num_done} are done" if self.num_done else ""
         largest, free = format_bytes(largest), format_bytes(self.available_bytes)
         return "\n".join(
             (
@@ -85,7 +97,7 @@ class Plan:
                 f"  cells    {self.num_cells} ({sizes}), {self.num_seeds} seeds each",
                 f"  groups   {len(self.groups)} to compile",
                 f"  chunks   {self.num_chunks} of {of} cells, on {self.num_devices} "
-                f"{self.device_kind}",
+                f"{self.device_kind}{done}",
                 f"  memory   {largest} a chunk and device, {share:.1f} % of "
                 f"{free}; results {format_bytes(self.result_bytes)}",
             )
@@ -114,8 +126,10 @@ def plan(
         axes: The axes to sweep; None for the experiment's own.
         num_seeds: Number of seeds of every cell; None for the experiment's own.
         seed: Seed of the root key.
-        directory: Directory of the run; the plan does not look into it.
-        resume: Whether the sweep would go on with a run; the plan is that of all cells.
+        directory: Directory of the run; the plan says which chunks it has already.
+        resume: Whether the sweep would go on with what is in `directory`, in the chunks
+            that it was begun with; `"force"` even if source, configuration or versions
+            have changed.
         chunk: Largest number of cells of a chunk; None for what fits into memory.
         devices: Devices that share the cells of every chunk; None for all local ones.
         backend: `"shard_map"` or `"pmap"`.
@@ -123,8 +137,8 @@ def plan(
 
     Raises:
         ValueError: As `sweep` does.
+        RunDirectoryError: As `sweep` does, but for a directory in use.
     """
-    del directory, resume
     request = Request.make(
         experiment,
         axes,
@@ -135,28 +149,88 @@ def plan(
         backend=backend,
     )
     compiled = Compiled(request)
-    widths, sizes = fit(compiled, has_executor=executor is not None)
-    num_devices, names = len(request.devices), [dim.name for dim in request.dims]
+    root, machine = place(directory, resume), memory.Machine.of(request.devices)
+    with contextlib.ExitStack() as stack:
+        team = None
+        if executor is not None:
+            team = stack.enter_context(tasks.team(executor, compiled, None))
+            machine = team.machine
+        recorded, _ = begun(compiled, root, resume, team)
+        if recorded is None:
+            widths, sizes = fit(compiled, team and team.machine)
+            recorded = manifest_of(compiled, widths, team)
+        else:
+            widths = [block["width"] for block in recorded["layout"]]
+            lines = zip(_lines(compiled, widths), widths, strict=True)
+            sizes = [int(fixed + slope * width) for (fixed, slope), width in lines]
+    gate, groups = Gate(recorded, root), []
+    for g, (block, size) in enumerate(zip(recorded["layout"], sizes, strict=True)):
+        chunks = store.chunks(recorded, g)
+        groups.append(
+            GroupPlan(
+                static=block["static"],
+                num_cells=len(block["cells"]),
+                width=block["width"],
+                num_chunks=len(chunks),
+                num_done=sum(map(gate.is_done, chunks)),
+                bytes=size,
+            )
+        )
+    names = [dim.name for dim in request.dims]
     return Plan(
         name=provenance.name_of(experiment),
         dims=dict(zip(names, grid.shape(request.dims), strict=True)),
         num_cells=request.num_cells,
         num_seeds=request.num_seeds,
-        groups=tuple(
-            GroupPlan(
-                static=group.static,
-                num_cells=len(group.cells),
-                width=width,
-                num_chunks=-(-len(group.cells) // (width * num_devices)),
-                bytes=size,
-            )
-            for group, width, size in zip(request.groups, widths, sizes, strict=True)
-        ),
-        num_devices=num_devices,
-        device_kind=request.devices[0].device_kind,
-        available_bytes=memory.available_bytes(request.devices),
+        groups=tuple(groups),
+        num_devices=machine.num_devices,
+        device_kind=machine.device_kind,
+        available_bytes=machine.available_bytes,
         result_bytes=compiled.result_bytes,
     )
+
+
+def place(directory: Any, resume: bool | str) -> Path | None:
+    """The directory of a run, if it is to have one.
+
+    Raises:
+        ValueError: If `resume` is none of its values, or has nothing to resume.
+    """
+    checks.choice("`resume`", resume, (False, True, "force"))
+    if resume and directory is None:
+        raise ValueError("`resume` needs the `directory` to resume.")
+    return None if directory is None else store.folder(directory)
+
+
+def manifest_of(
+    compiled: Compiled, widths: Sequence[int], team: tasks.Team | None
+) -> dict[str, Any]:
+    """The manifest that a sweep begins with, run here or by the workers of a team."""
+    manifest = provenance.manifest(compiled, widths)
+    return manifest if team is None else team.adopt(manifest)
+
+
+def begun(
+    compiled: Compiled, root: Path | None, resume: bool | str, team: tasks.Team | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest of the run that a sweep goes on with, and the changes it forces.
+
+    Returns:
+        None and no changes where the sweep begins anew.
+
+    Raises:
+        RunDirectoryError: If the directory cannot be used as asked.
+    """
+    if root is None or not store.is_run(root):
+        return None, []
+    if not resume:
+        raise store.RunDirectoryError(
+            f"{root} already holds a run. Go on with it (resume=True, `--resume`), or "
+            "use another directory."
+        )
+    recorded = store.read_manifest(root)
+    now = manifest_of(compiled, [1] * len(compiled.request.groups), team)
+    return recorded, store.refuse_changes(root, recorded, now, resume == "force")
 
 
 def chunk_function(
@@ -198,69 +272,90 @@ def chunk_function(
     return program.chunk_function(lane), arguments
 
 
-def fit(compiled: Compiled, *, has_executor: bool) -> tuple[list[int], list[int]]:
+def fit(
+    compiled: Compiled, workers: memory.Machine | None = None
+) -> tuple[list[int], list[int]]:
     """Chunk width of every group, cells a device, and the estimated bytes of each.
 
-    The group with the largest footprint is compiled at two small widths; a straight
-    line through their bytes, scaled by footprint for the other groups, gives the widest
-    chunk within the budget. (A group of few cells is compiled at its own width.) The
-    sweep checks every program that it compiles against the budget again.
+    The widest that `_lines` has within the budget. The sweep checks every program that
+    it compiles against the budget again.
+
+    Args:
+        compiled: The sweep.
+        workers: What the workers are that share its chunks; None where it runs here.
 
     Raises:
         ValueError: If one cell does not fit.
     """
     request = compiled.request
+    machine = workers or memory.Machine.of(request.devices)
+    budget = compiled.budget_on(machine)
     indices = range(len(request.groups))
-    wanted = [_wanted(compiled, g, has_executor) for g in indices]
-    footprints = [compiled.lane(g).footprint for g in indices]
-    heavy = max(indices, key=lambda g: (footprints[g], wanted[g]))
-
-    def bytes_at(width):
-        return compiled.program(heavy, width).bytes
-
-    if wanted[heavy] > max(PROBES):
-        line = memory.line_through(bytes_at, PROBES)
-    else:
-        line = (0.0, bytes_at(wanted[heavy]) / wanted[heavy])
+    wanted = [_wanted(compiled, g, machine, workers is not None) for g in indices]
     widths, sizes = [], []
-    for group, width, footprint in zip(request.groups, wanted, footprints, strict=True):
-        scale = footprint / max(footprints[heavy], 1)
-        scaled = (line[0] * scale, max(line[1] * scale, 1.0))
-        widest = memory.widest(scaled, compiled.budget)
+    lines = _lines(compiled, wanted)
+    for group, width, line in zip(request.groups, wanted, lines, strict=True):
+        widest = memory.widest(line, budget)
         if widest < 1:
-            raise too_large(compiled, scaled[0] + scaled[1])
-        width = even(request, len(group.cells), min(width, widest))
+            raise too_large(request, sum(line), budget)
+        width = even(len(group.cells), min(width, widest), machine.num_devices)
         widths.append(width)
-        sizes.append(int(scaled[0] + scaled[1] * width))
+        sizes.append(int(line[0] + line[1] * width))
     return widths, sizes
 
 
-def even(request: Request, num_cells: int, width: int) -> int:
+def _lines(compiled: Compiled, wanted: Sequence[int]) -> list[tuple[float, float]]:
+    """Bytes of a chunk against its width, intercept and slope, of every group.
+
+    The group with the largest footprint is compiled at two small widths, or at its own
+    where it is wanted as small; the line through their bytes is scaled by footprint for
+    the others. What a lane closes over is added whole.
+    """
+    lanes = [compiled.lane(g) for g in range(len(wanted))]
+    heavy = max(range(len(lanes)), key=lambda g: (lanes[g].footprint, wanted[g]))
+
+    def bytes_at(width):
+        return compiled.program(heavy, width).bytes - lanes[heavy].closed_over
+
+    if wanted[heavy] > max(PROBES):
+        fixed, slope = memory.line_through(bytes_at, PROBES)
+    else:
+        fixed, slope = 0.0, bytes_at(wanted[heavy]) / wanted[heavy]
+    scales = [lane.footprint / max(lanes[heavy].footprint, 1) for lane in lanes]
+    return [
+        (fixed * scale + lane.closed_over, max(slope * scale, 1.0))
+        for lane, scale in zip(lanes, scales, strict=True)
+    ]
+
+
+def even(num_cells: int, width: int, num_devices: int) -> int:
     """The smallest width with as many chunks as `width` gives: less padding."""
-    per_device = math.ceil(num_cells / len(request.devices))
+    per_device = math.ceil(num_cells / num_devices)
     return math.ceil(per_device / math.ceil(per_device / width))
 
 
-def too_large(compiled: Compiled, needed: float) -> ValueError:
+def too_large(request: Request, needed: float, budget: float) -> ValueError:
     """The error for a cell that does not fit by itself."""
     return ValueError(
-        f"One cell with its {compiled.request.num_seeds} seeds needs about "
-        f"{format_bytes(needed)} on a device, and {format_bytes(compiled.budget)} may "
+        f"One cell with its {request.num_seeds} seeds needs about "
+        f"{format_bytes(needed)} on a device, and {format_bytes(budget)} may "
         "be used. Sweep fewer seeds (`num_seeds`), smaller sizes, or thin the curves "
         "(`every`)."
     )
 
 
-def _wanted(compiled: Compiled, group: int, has_executor: bool) -> int:
+def _wanted(
+    compiled: Compiled, group: int, machine: memory.Machine, is_shared: bool
+) -> int:
     """Width before memory has its say: the user's, or what is fast."""
-    request = compiled.request
-    num_devices, num_seeds = len(request.devices), request.num_seeds
+    request, num_devices = compiled.request, machine.num_devices
+    num_seeds = request.num_seeds
     per_device = math.ceil(len(request.groups[group].cells) / num_devices)
     if request.chunk is not None:
         return min(per_device, math.ceil(request.chunk / num_devices))
-    if has_executor:
+    if is_shared:
         return math.ceil(per_device / EXECUTOR_CHUNKS)
-    if request.devices[0].platform == "cpu":
+    if machine.platform == "cpu":
         cell_seconds = compiled.lane(group).traffic * num_seeds / BYTES_PER_SECOND
         steady = math.ceil(CHUNK_SECONDS / max(cell_seconds, 1e-9))
         return min(per_device, max(steady, math.ceil(MIN_LANES / num_seeds)))

@@ -108,7 +108,8 @@ def compile_program(
         sizes.argument_size_in_bytes
         + sizes.output_size_in_bytes
         + sizes.temp_size_in_bytes
-        + sizes.generated_code_size_in_bytes
+        # Of what lanes close over, GPUs' compilers count it as code, CPUs' as nothing.
+        + max(sizes.generated_code_size_in_bytes, lane.closed_over)
         - sizes.alias_size_in_bytes
     )
     if devices[0].platform == "cpu":  # what is fetched lies beside the outputs

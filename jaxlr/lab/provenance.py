@@ -20,7 +20,7 @@ import numpy as np
 
 import jaxlr
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid, manifest as manifests, results
+from jaxlr.lab import fields, manifest as manifests, results
 from jaxlr.lab.compiled import Compiled, settings
 
 
@@ -78,7 +78,7 @@ def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str,
         "experiment": name_of(experiment),
         "source": source_digest(experiment),
         "jaxlr": jaxlr.__version__,
-        "hparams": grid.plain_fields(experiment.hparams),
+        "hparams": fields.plain(experiment.hparams),
         "axes": {
             dim.name: [list(dim.fields), list(map(list, dim.points))]
             for dim in request.dims
@@ -115,7 +115,7 @@ def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
         "source_path": source_path(experiment),
         "config": config(compiled),
         "counters": ["diverged_at", "ended_at"] if is_long else ["diverged_at"],
-        "field_notes": results.notes_of(type(experiment.hparams)),
+        "field_notes": results.notes_of(experiment.hparams),
         "layout": [
             results.to_layout(group, compiled.lane(g).metrics)
             | {"width": width, "chunk": width * len(devices)}

@@ -1,7 +1,6 @@
 """One cell of a recorded run, run again and compared with what was stored."""
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, find, grid, provenance, results, store
+from jaxlr.lab import chunks, fields, find, grid, provenance, results, store
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.engine import SWEPT
 from jaxlr.lab.gate import Gate
@@ -159,22 +158,17 @@ def _devices(platform: str) -> list[jax.Device]:
 
 def _as_recorded(experiment: Experiment, config: Mapping[str, Any]) -> Experiment:
     """The experiment at the run's settings: a smoke size or flags may have set some."""
-    changes = {}
-    for name, value in grid.plain_fields(experiment.hparams).items():
-        default = getattr(experiment.hparams, name)
-        recorded = config["hparams"].get(name)
-        if recorded is None or recorded == value:
-            continue
-        plain = bool | int | float | str
-        if isinstance(default, plain) and isinstance(recorded, plain):
-            changes[name] = type(default)(recorded)
-        elif isinstance(default, np.generic | np.ndarray | jax.Array):
-            changes[name] = np.asarray(recorded, default.dtype)
-        # Nothing else can be restored; the changed computation is then reported.
+    recorded, hparams = config["hparams"], experiment.hparams
+    now, known = fields.plain(hparams), fields.of(hparams)
+    changes = {
+        name: fields.restored(recorded[name], field)
+        for name, field in known.items()
+        if name in recorded and repr(recorded[name]) != repr(now[name])
+    }
     if isinstance(config["num_steps"], int):
         experiment = experiment.replace(num_steps=config["num_steps"])
     return experiment.replace(
-        hparams=dataclasses.replace(experiment.hparams, **changes),
+        hparams=fields.replace(hparams, changes),
         x64=config["x64"],
         every=config["every"],
     )

@@ -7,7 +7,7 @@ from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from jaxlr.lab import docs, grid
+from jaxlr.lab import fields, grid
 from jaxlr.lab.lane import Metric, storage_dtype
 from jaxlr.lab.manifest import Chunk, COUNTERS
 
@@ -80,7 +80,7 @@ class Results:
                 coords[dim.name] = np.arange(len(dim.points))
             for j, field in enumerate(dim.fields):
                 notes = self.manifest["field_notes"].get(field, {})
-                values = np.asarray([point[j] for point in dim.points])
+                values = grid.labels([point[j] for point in dim.points])
                 coords[field] = (dim.name, values, notes)
         curves = [m for m, _ in self.metrics.values() if "step" in m.dims]
         if curves:
@@ -190,11 +190,11 @@ def num_bytes(
     )
 
 
-def notes_of(cls: type) -> dict[str, dict[str, str]]:
+def notes_of(hparams: Any) -> dict[str, dict[str, str]]:
     """Field -> `long_name` and `units`, as its class documents them."""
     pairs = {
-        name: {"long_name": doc.text, "units": doc.units}
-        for name, doc in docs.field_docs(cls).items()
+        name: {"long_name": field.doc.text, "units": field.doc.units}
+        for name, field in fields.of(hparams).items()
     }
     return {k: {n: v for n, v in notes.items() if v} for k, notes in pairs.items()}
 
@@ -268,17 +268,19 @@ def hparams(results: "xr.Dataset") -> dict[str, Any]:
     """The hyper-parameters that all cells of these results share, by name.
 
     Those that are not swept; and of the swept ones those with a single value here, as
-    in `results.isel(alpha=0)`. All others are coordinates of the results. The words
+    in `results.isel(alpha=0)`. All others are coordinates of the results. Fields of a
+    dataclass inside HParams have dotted names, `"opt.lr"`; tuples are lists. The words
     "inf", "-inf" and "nan", as which JSON holds floats, are floats again.
 
     Args:
         results: What `sweep` or `load` returns, or a selection of it.
     """
     fixed = json.loads(results.attrs["hparams"])
-    for name in fixed.keys() & results.coords.keys():
+    for name in (fixed.keys() & results.coords.keys()) - {*grid.RESERVED}:
         values = np.unique(results[name].values)
         if values.size == 1:
-            fixed[name] = values[0].item()
+            value = values[0].item()
+            fixed[name] = None if value != value else value  # see `grid.labels`
         else:
             del fixed[name]
     words = "inf", "-inf", "nan"
@@ -289,7 +291,7 @@ def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
     """The cells of these values, also where axes that move together share a dimension.
 
     Where `Dataset.sel` needs an index along a dimension, this takes any coordinate; the
-    dimension is kept.
+    dimension is kept. Dotted names go as `select(results, **{"opt.lr": 0.1})`.
 
     Args:
         results: What `sweep` or `load` returns.
@@ -302,11 +304,14 @@ def select(results: "xr.Dataset", **values: Any) -> "xr.Dataset":
     for name, wanted in values.items():
         (dim,) = results[name].dims
         present = results[name].values
-        for value in np.atleast_1d(wanted):
-            if not (present == value).any():
+        is_wanted = np.zeros(present.shape, bool)
+        for value in np.atleast_1d(np.asarray(wanted, object)):
+            is_value = grid.is_labelled(present, value)
+            if not is_value.any():
                 raise ValueError(
                     f"No cell of these results has {name} = {value}; they have "
                     f"{sorted(set(present.tolist()))}."
                 )
-        results = results.isel({dim: np.flatnonzero(np.isin(present, wanted))})
+            is_wanted |= is_value
+        results = results.isel({dim: np.flatnonzero(is_wanted)})
     return results

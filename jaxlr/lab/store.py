@@ -4,6 +4,7 @@
     source.py                  the experiment's file as it was: to be read, never run
     chunks/g000-c00000.npz     all metrics of one finished chunk
     segments/g000-c00000.npz   the state of a long run's chunk in flight
+    sent-.../sweep             what workers are being sent, until they are done
     .lock, .owner              held by the one process that writes here; which it is
 
 A file appears whole or not at all (written beside, synced, renamed). Reading never
@@ -34,6 +35,7 @@ from jaxlr.lab.manifest import Chunk as Chunk, chunks as chunks, differing, vali
 
 
 MANIFEST = "manifest.json"
+SENT = "sent-"  # so begin folders of what is being sent to workers
 SOURCE = "source.py"
 _HEADER = "header.json"
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -248,6 +250,7 @@ def is_run(directory: Path) -> bool:
     names = ".lock", ".lock.soft", ".owner", "chunks", "segments", SOURCE
     ours = {*names, f"{MANIFEST}.tmp", f"{SOURCE}.tmp"}
     found = sorted(p.name for p in directory.iterdir()) if directory.exists() else []
+    found = [name for name in found if not name.startswith(SENT)]
     if others := [name for name in found if name not in ours]:
         raise RunDirectoryError(
             f"{directory} is no run directory and not empty: it holds {others[0]!r}."

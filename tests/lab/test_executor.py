@@ -10,8 +10,9 @@ import jax
 import pytest
 
 from jaxlr.core import Experiment
-from jaxlr.lab import find, store, sweep, tasks
+from jaxlr.lab import find, planning, provenance, store, sweep
 from jaxlr.lab.compiled import Compiled
+from jaxlr.lab.memory import Machine
 from jaxlr.lab.request import Request
 from tests.lab import _toys as toys
 
@@ -51,11 +52,87 @@ def test_workers_take_over_jaxs_settings():
     assert not (wanted.loss == sweep(toys.closed(), chunk=2).loss).all()
 
 
-def test_a_worker_that_would_compute_something_else_says_so(monkeypatch):
-    payload = tasks.pack(Compiled(Request.make(toys.closed(num_steps=17))))
-    monkeypatch.setattr(jax, "__version__", "0.0.1")
+class AtOnce:
+    """Runs what it is given when it is given it; its futures are as submitit's jobs.
+
+    From task `begin` on, its workers are other machines: `provenance.config` there has
+    the entries `differing`.
+    """
+
+    def __init__(self, begin=0, **differing):
+        self.begin, self.differing, self.num_submitted = begin, differing, 0
+
+    def submit(self, fn, /, *args):
+        config, is_other = provenance.config, self.num_submitted >= self.begin
+        self.num_submitted += 1
+
+        def theirs(*args):
+            found = config(*args)
+            return found | {k: make(found[k]) for k, make in self.differing.items()}
+
+        with pytest.MonkeyPatch.context() as patch:
+            if is_other:
+                patch.setattr(provenance, "config", theirs)
+            try:
+                return Job(fn(*args), None)
+            except Exception as e:
+                return Job(None, e)
+
+
+class Job:
+    """Has what submitit's jobs have, and no more."""
+
+    def __init__(self, found, error):
+        self.found, self.error = found, error
+
+    def done(self):
+        return True
+
+    def result(self):
+        if self.error:
+            raise self.error
+        return self.found
+
+    def cancel(self):
+        pass
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+def test_a_worker_that_would_compute_something_else_says_so(begin):
+    """The first, which is asked before anything runs, or a later one."""
+    executor = AtOnce(begin, jax=lambda own: "0.0.1")
     with pytest.raises(RuntimeError, match=r"jax: .* / '0.0.1'"):
-        tasks.run_chunk(payload, 2, store.Chunk(0, 0, 0, 2, (0, 2)))
+        sweep(toys.closed(num_steps=17), executor=executor)
+
+
+def test_what_decides_bits_is_asked_of_the_workers(tmp_path):
+    """A login node without a GPU: platform, kernels and memory are the workers'."""
+    others = {
+        "platform": lambda own: "gpu",
+        "device_kind": lambda own: "H200",
+        "computation": lambda own: {name: f"gpu {x}" for name, x in own.items()},
+    }
+    found = sweep(toys.closed(), directory=tmp_path, executor=AtOnce(**others), chunk=2)
+    toys.assert_equal(found, sweep(toys.closed(), chunk=2))
+    config = store.read_manifest(tmp_path)["config"]
+    assert config["platform"] == found.attrs["platform"] == "gpu"
+    assert config["device_kind"] == "H200"
+    assert config["computation"]["group 0"].startswith("gpu ")
+    (tmp_path / "chunks/g000-c00001.npz").unlink()
+    with pytest.raises(store.RunDirectoryError, match="platform: 'gpu' -> 'cpu'"):
+        sweep(toys.closed(), directory=tmp_path, resume=True)
+    again = AtOnce(**others)
+    sweep(toys.closed(), directory=tmp_path, resume=True, executor=again)
+    assert again.num_submitted == 2  # a question, and the chunk
+
+
+def test_chunks_are_as_wide_as_the_workers_memory_allows(monkeypatch):
+    """And as all of their devices take."""
+    wide = planning.fit(Compiled(Request.make(toys.closed(size=5000))))[0]
+    compiled = Compiled(Request.make(toys.closed(size=5000)))
+    workers = Machine("gpu", "small", 2, 2_000_000)
+    assert planning.fit(compiled, workers)[0] < wide
+    print(wide, planning.fit(compiled, workers))
 
 
 USERS_FILE = """
@@ -148,7 +225,7 @@ class Faulty(ThreadPoolExecutor):
         def fail():
             raise OSError("node lost")
 
-        if args[-1].index == 1:
+        if getattr(args[-1], "stop", None) == 4:
             return super().submit(fail)
         return super().submit(fn, *args, **kwargs)
 

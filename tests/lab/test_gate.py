@@ -263,15 +263,15 @@ def _is_complete(directory):
 
 
 class Cancelling(ThreadPoolExecutor):
-    """Cancels all tasks from the second on, as a cluster that closes does."""
+    """Cancels all chunks from the second on, as a cluster that closes does."""
 
     def __init__(self, is_notified):
         super().__init__(1)
         self.num, self.is_notified = 0, is_notified
 
     def submit(self, fn, /, *args, **kwargs):
-        self.num += 1
-        if self.num == 1:
+        self.num += isinstance(args[-1], store.Chunk)
+        if self.num < 2:
             return super().submit(fn, *args, **kwargs)
         future: Future[Any] = Future()
         future.cancel()
@@ -332,7 +332,9 @@ class Wrong(ThreadPoolExecutor):
         self.change = change
 
     def submit(self, fn, /, *args, **kwargs):
-        return super().submit(lambda: self.change(fn(*args, **kwargs)))
+        is_chunk = isinstance(args[-1], store.Chunk)
+        change = self.change if is_chunk else lambda out: out
+        return super().submit(lambda: change(fn(*args, **kwargs)))
 
 
 @pytest.mark.parametrize("directory", [None, "run"])
@@ -351,7 +353,7 @@ class Wrong(ThreadPoolExecutor):
 )
 def test_what_an_executor_gives_back_is_checked(tmp_path, directory, change, reason):
     root = directory and tmp_path / directory
-    with Wrong(change) as pool, pytest.raises(ValueError, match=reason):
+    with Wrong(change) as pool, pytest.raises(RuntimeError, match=reason):
         sweep(toys.closed(), directory=root, chunk=2, executor=pool)
     if root:
         assert not (root / "chunks").exists()

@@ -142,11 +142,63 @@ def test_an_explicit_chunk_is_a_ceiling(host, tmp_path):
     assert plan(heavy(64), chunk=1).groups[0].width == 1
 
 
+def test_four_fifths_of_the_memory_are_filled(host):
+    """A hundred times as many cells as fit, so that no width is evened out."""
+    experiment = heavy(1000)
+    host(200 * MiB)
+    (group,) = plan(experiment).groups
+    cell = group.bytes / group.width
+    assert 0.8 * 200 * MiB - 2 * cell < group.bytes <= 0.8 * 200 * MiB
+
+
+def _sized(key, hparams):
+    """About 2 MiB a cell for every 16 of `size`."""
+
+    def step(x, _):
+        return jnp.roll(x, 1) * hparams.rate, jnp.max(x)
+
+    start = jr.normal(key, (256,)) * jnp.ones((64 * hparams.size, 1)) * hparams.rate
+    return {"peak": jax.lax.scan(step, start, None, 2)[1]}
+
+
+def test_the_estimate_of_light_groups_is_scaled(host):
+    """One group is measured; what the compiler says of the others is the oracle."""
+    host(100 * MiB)
+    rates = [1 + i / 1000 for i in range(1000)]
+    axes = {"size": (16, 128), "rate": rates}
+    experiment = Experiment(run=_sized, hparams=toys.HParams(), axes=axes)
+    planned = plan(experiment)
+    light, large = planned.groups
+    assert 6 * large.width < light.width < 10 * large.width
+    compiled = Compiled(Request.make(experiment))
+    for g, group in enumerate(planned.groups):
+        actual = compiled.program(g, group.width).bytes
+        assert 0.8 * actual < group.bytes < 1.25 * actual
+
+
+@pytest.mark.parametrize("num_cells", [2, 64])
+def test_what_a_run_closes_over_counts_once_a_device(host, num_cells):
+    data = jnp.ones((4 * MiB,))  # 16 MiB
+
+    def summed(key, hparams):
+        return {"x": jnp.sum(data * hparams.rate) + jnp.sum(data)}
+
+    rates = [1 + i / num_cells for i in range(num_cells)]
+    experiment = Experiment(run=summed, hparams=toys.HParams(), axes={"rate": rates})
+    host(100_000 * MiB)
+    (group,) = plan(experiment).groups
+    assert 16 * MiB <= group.bytes < (16 + 1) * MiB + num_cells * 16 * MiB
+    host(12 * MiB)
+    for use in (plan, sweep):
+        with pytest.raises(ValueError, match="One cell"):
+            use(experiment)
+
+
 @pytest.fixture
 def optimist(monkeypatch):
     """An estimate that takes all cells at once, whatever the memory."""
 
-    def fit(compiled, **_):
+    def fit(compiled, workers):
         groups = compiled.request.groups
         return [len(g.cells) for g in groups], [0 for _ in groups]
 
@@ -193,7 +245,7 @@ def test_a_program_that_the_compiler_refuses_is_narrowed(
 
 @pytest.mark.parametrize("make", [toys.closed, toys.long])
 def test_a_group_that_has_begun_keeps_its_width(tmp_path, monkeypatch, make):
-    """Its bits depend on it: it is not fitted or narrowed anew, however little is free."""
+    """Its bits depend on it: nothing is fitted or narrowed anew for want of memory."""
     write = store.write_arrays
 
     def stopped(*args):

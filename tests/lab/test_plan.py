@@ -68,3 +68,69 @@ def test_a_chunk_function_is_the_largest_groups():
     fn, arguments = lab.chunk_function(EXPERIMENT.replace(x64=True), axes, chunk=2)
     (out,) = jax.eval_shape(fn, *arguments)
     assert (out.shape, out.dtype) == ((2, 2, 5), jnp.float32)
+
+
+ETAS = {"eta": [0.1, 0.2, 0.3, 0.4]}
+
+
+def test_the_plan_of_a_run_that_goes_on_is_the_directorys(tmp_path):
+    lab.sweep(EXPERIMENT, ETAS, directory=tmp_path / "run", chunk=1)
+    for index in (1, 3):
+        (tmp_path / f"run/chunks/g000-c{index:05d}.npz").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    plan = lab.plan(EXPERIMENT, ETAS, directory=tmp_path / "run", resume=True)
+    (group,) = plan.groups
+    assert (group.width, group.num_chunks, group.num_done) == (1, 4, 2)
+    assert "4 of 1 cells, on 1 cpu; 2 are done" in str(plan)
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    one = lab.plan(EXPERIMENT, ETAS, chunk=1).groups[0]
+    assert group.bytes == one.bytes
+    lab.sweep(EXPERIMENT, ETAS, directory=tmp_path / "run", resume=True)
+    plan = lab.plan(EXPERIMENT, ETAS, directory=tmp_path / "run", resume=True)
+    assert plan.num_done == plan.num_chunks == 4
+
+
+def test_the_plan_of_a_new_run_leaves_no_directory(tmp_path):
+    for resume in (False, True):
+        plan = lab.plan(EXPERIMENT, ETAS, directory=tmp_path / "new", resume=resume)
+        assert (plan.num_chunks, plan.num_done) == (1, 0)
+        assert "done" not in str(plan)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "already holds a run"),
+        ({"resume": True, "seed": 1}, "seed: 0 -> 1"),
+        ({"resume": True, "num_seeds": 3}, "num_seeds: 2 -> 3"),
+        ({"resume": "force", "seed": 1}, "seed: 0 -> 1"),
+        ({"directory": "other"}, "is no run directory"),
+        ({"directory": None, "resume": True}, "`resume` needs the `directory`"),
+        ({"resume": "yes"}, "Unknown `resume`"),
+    ],
+)
+def test_the_plan_refuses_what_the_sweep_refuses(
+    tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    lab.sweep(EXPERIMENT, ETAS, directory="run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").touch()
+    arguments = {"directory": "run"} | arguments
+    for use in (lab.plan, lab.sweep):
+        with pytest.raises((ValueError, lab.RunDirectoryError), match=message):
+            use(EXPERIMENT, ETAS, **arguments)
+
+
+def test_a_home_directory_is_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lab.sweep(EXPERIMENT, ETAS, directory=tmp_path / "run")
+    assert lab.plan(EXPERIMENT, ETAS, directory="~/run", resume=True).num_done == 1
+
+
+def test_a_notebook_shows_the_summary():
+    plan = lab.plan(EXPERIMENT, ETAS)
+    assert repr(plan) == str(plan)
+    assert "4 (4 eta), 2 seeds each" in repr(plan)

@@ -8,7 +8,8 @@ GRAMMAR = (
     "An axis is NAME=SPEC. SPEC is a list, `alpha=0.1,0.2` or `method=gd,sgd`; or a "
     "range with both ends, `alpha=log:1e-3:1:8` or `alpha=lin:0:1:5`; or a random "
     "search, `alpha=loguniform:1e-3:1:8` or `alpha=uniform:0:1:8`. Fields that move "
-    "together: `alpha/beta=log:1e-3:1:8/lin:0:1:8`."
+    "together: `alpha/beta=log:1e-3:1:8/lin:0:1:8`. Fields inside a field have dots: "
+    "`opt.lr=0.1,0.2`."
 )
 _RANGES = ("log", "lin", "uniform", "loguniform")
 
@@ -17,7 +18,7 @@ def parse_axis(text: str) -> tuple[str | tuple[str, ...], Any]:
     """`NAME=SPEC` as a key and a value of a sweep's `axes`.
 
     Integers stay integers (in a range too, where every value is one); `true` and
-    `false` are booleans; what is no number is a string.
+    `false` are booleans, `None` is None; what is no number is a string.
 
     Returns:
         A field's name and its values; a tuple of names and tuples of values where
@@ -37,7 +38,8 @@ def _parse_axis(text):
 
     left, has_equals, right = text.partition("=")
     names = tuple(name.strip().replace("-", "_") for name in left.split("/"))
-    if not has_equals or not all(name.isidentifier() for name in names):
+    words = [word for name in names for word in name.split(".")]
+    if not has_equals or not all(word.isidentifier() for word in words):
         raise ValueError("no NAME= with a field's name in front.")
     if len(names) == 1:
         return names[0], _values(right)
@@ -70,7 +72,7 @@ def _values(spec: str) -> Any:
     try:
         low, high, num = rest
         ends, num = (scalar(low), scalar(high)), int(num)
-        low, high = map(float, ends)
+        low, high = (float(end) for end in ends if end is not None)
     except ValueError:
         raise ValueError(f"{spec!r} is not {kind}:LOW:HIGH:NUM.") from None
     if kind == "uniform":
@@ -89,8 +91,8 @@ def _values(spec: str) -> Any:
     return tuple(values.tolist())
 
 
-def scalar(token: str) -> bool | int | float | str:
-    """A word as the boolean, integer, float or string that it spells.
+def scalar(token: str) -> bool | int | float | str | None:
+    """A word as the boolean, integer, float, None or string that it spells.
 
     Raises:
         ValueError: If it is empty.
@@ -100,6 +102,8 @@ def scalar(token: str) -> bool | int | float | str:
         raise ValueError("a value is empty.")
     if token.lower() in ("true", "false"):
         return token.lower() == "true"
+    if token == "None":
+        return None
     for kind in (int, float):
         try:
             return kind(token)

@@ -5,8 +5,8 @@ import dataclasses
 from typing import (
     Annotated,
     Any,
+    get_args,
     get_origin,
-    get_type_hints,
     Literal,
     NotRequired,
     TYPE_CHECKING,
@@ -21,6 +21,7 @@ from jaxlr.lab.cli import axes
 
 if TYPE_CHECKING:
     from jaxlr.core import Experiment
+    from jaxlr.lab.fields import Field
 
 _Switch = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -126,62 +127,64 @@ def parse(args: Sequence[str], prog: str = "jaxlr run") -> Invocation:
     args.remove(name)
     experiment = find.find(name)
     x64 = Annotated[bool, tyro.conf.arg(help="Trace under 64-bit types.")]
-    hparams = Annotated[_hparams_flags(experiment), tyro.conf.arg(name="")]
+    flags, without = _hparams_flags(experiment)
+    hparams = Annotated[flags, tyro.conf.arg(name="")]
     own = [
         ("x64", x64, dataclasses.field(default=experiment.x64)),
         ("hparams", hparams, dataclasses.field(default_factory=dict)),
     ]
     cls = dataclasses.make_dataclass("Run", own, bases=(General,), frozen=True)
-    flags = tyro.cli(
-        cls,
-        args=args,
-        prog=f"{prog} {name}",
-        description=f"Sweep {experiment.name}: its plan, results, claims and figure.",
-    )
+    text = f"Sweep {experiment.name}: its plan, results, claims and figure."
+    if without:
+        text += f" No flags, to be set in Python: {', '.join(without)}."
+    flags = tyro.cli(cls, args=args, prog=f"{prog} {name}", description=text)
     return _invocation(flags, experiment, dict(flags.hparams))
 
 
-def _hparams_flags(experiment: "Experiment") -> Any:
-    """A TypedDict whose keys, all optional, are the fields that a word can set."""
-    from jaxlr.lab.docs import field_docs
+def _hparams_flags(experiment: "Experiment") -> tuple[Any, list[str]]:
+    """A TypedDict whose keys, all optional, are the fields that a word can set.
+
+    Returns:
+        The type, and the names of the fields that have no flag.
+    """
+    from jaxlr.lab import fields
 
     general = {field.name for field in dataclasses.fields(General)} | {"help"}
-    hparams = experiment.hparams
-    docs = field_docs(type(hparams))
     flags: dict[str, Any] = {}
-    for field in dataclasses.fields(hparams):
-        default = getattr(hparams, field.name)
-        if (kind := _type(type(hparams), field.name, default)) is None:
+    known = fields.of(experiment.hparams)
+    for name, field in known.items():
+        if (kind := _type(field)) is None:
             continue
-        doc = docs.get(field.name)
-        text = f"{doc.text}." if doc and doc.text else ""
-        units = f" [{doc.units}]" if doc and doc.units else ""
-        name = f"hparams.{field.name}" if field.name in general else None
+        text = f"{field.doc.text}." if field.doc.text else ""
+        units = f" [{field.doc.units}]" if field.doc.units else ""
         flag = tyro.conf.arg(
-            name=name, help=text + units, help_behavior_hint=f"(default: {default})"
+            name=f"hparams.{name}" if name in general else None,
+            help=text + units,
+            help_behavior_hint=f"(default: {field.default})",
         )
-        flags[field.name] = NotRequired[Annotated[kind, flag]]
-    return TypedDict("hyper-parameters", flags)  # pyright: ignore
+        flags[name] = NotRequired[Annotated[kind, flag]]
+    without = [name for name in known if name not in flags]
+    return TypedDict("hyper-parameters", flags), without  # pyright: ignore
 
 
-def _type(cls: type, name: str, default: Any) -> Any:
+def _type(field: "Field") -> Any:
     """The type of a field's flag; None if its values cannot be written as words."""
-    try:
-        hint = get_type_hints(cls).get(name)
-    except Exception:  # an annotation that cannot be evaluated: the default has to do
-        hint = None
-    if get_origin(hint) is Literal:
-        return hint
-    for kind in (bool, int, float, str):
-        if isinstance(default, kind):
-            return kind
-    if isinstance(default, tuple) and len(kinds := {type(x) for x in default}) == 1:
-        kind = kinds.pop()
-        return tuple[kind, ...] if kind in (bool, int, float, str) else None
-    dtype = getattr(default, "dtype", None)
-    if dtype is not None and getattr(default, "ndim", 1) == 0:
-        return {"b": bool, "i": int, "u": int, "f": float}.get(dtype.kind)
-    return None
+    hints = field.hint, *get_args(field.hint)
+    if any(get_origin(hint) is Literal for hint in hints):
+        return field.hint
+    default, kind = field.default, field.kind
+    sequence = next((x for x in hints if get_origin(x) in (tuple, list)), None)
+    if isinstance(default, tuple | list) or (default is None and sequence):
+        kinds = {type(x) for x in default or ()} or {*get_args(sequence)} - {...}
+        kinds = {float} if kinds == {int, float} else kinds
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if kind not in (bool, int, float, str):
+            return None
+        is_list = isinstance(default, list) or get_origin(sequence) is list
+        kind = list[kind] if is_list else tuple[kind, ...]
+    elif getattr(default, "ndim", 0):
+        return None
+    return kind | None if kind and field.is_optional else kind
 
 
 def _invocation(
@@ -203,7 +206,9 @@ def _invocation(
     if flags.smoke:
         experiment = experiment.replace(**experiment.smoke)
     if fixed:
-        changes["hparams"] = dataclasses.replace(experiment.hparams, **fixed)
+        from jaxlr.lab import fields
+
+        changes["hparams"] = fields.replace(experiment.hparams, fixed)
     experiment = experiment.replace(**changes)
     given = [axes.parse_axis(text) for text in flags.axis]
     merged, dropped = axes.merge(experiment.axes, given, fixed)
