@@ -232,5 +232,5 @@ class _Long:
             arrays[name] = curve[:, :, : lane.num_rows]
             # Ended lanes stand still.
             arrays[name][:, :, -(-self.t // lane.every) :] = info[:, :, None]
-        counters = {"ended_at": carry.ended_at, "diverged_at": carry.diverged_at}
-        return arrays | counters
+        counts = results.diverged_at(lane.metrics, arrays, lane.every)
+        return arrays | {"ended_at": carry.ended_at, "diverged_at": counts}

@@ -1,6 +1,6 @@
 """The sweep: plan, run chunk by chunk, keep what is finished, label the results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 import contextlib
 import json
 import math
@@ -43,7 +43,8 @@ def sweep(
 
     Fields of HParams that are static or strings are compiled once a value; all others
     are one `vmap`. Seed i is the key `fold_in(key(seed), i)` in every cell. A lane
-    that diverges is data: `diverged_at` is its first step with a value not finite.
+    that diverges is data: `diverged_at` is its first kept step with a metric not
+    finite. A long run's lane ends where its state is not finite, whatever its metrics.
 
     Args:
         experiment: The experiment to run.
@@ -54,7 +55,8 @@ def sweep(
         seed: Seed of the root key.
         directory: Directory in which finished chunks are kept; None keeps nothing.
         resume: Whether to go on with what is in `directory`, or start there if nothing
-            is; `"force"` goes on even if source, configuration or versions changed.
+            is; `"force"` goes on even if computation, configuration or versions
+            changed. A source that was edited and computes what it did is noted.
         chunk: Largest number of cells of a chunk; None for what fits into memory. A
             resumed run keeps its own.
         devices: Devices that share the cells of every chunk; None for all local ones.
@@ -164,24 +166,43 @@ class _Run:
                 progress.advance(lanes)
                 check()
 
-            if len(done) < len(every):
-                if self.team is None:
-                    self._here(progress, advance)
-                else:
-                    self._elsewhere(self.team, advance)
+            failures = {}
+            ended = self._here(progress, advance)
+            if self.team is not None:
+                ended = self._elsewhere(self.team, advance)
+            with contextlib.closing(ended):
+                for chunk, error in ended:
+                    failures[chunk] = error
+                    if self.root is None:
+                        break  # nothing would be kept of what is still to come
             timings = {
                 "compile_seconds": round(progress.compile_seconds, 3),
                 "run_seconds": round(progress.run_seconds, 3),
             }
+        if failures:
+            raise self._failed(failures)
         self.gate.close(timings)
 
-    def _here(self, progress: Progress, advance: Callable[[float], None]) -> None:
+    def _here(
+        self, progress: Progress, advance: Callable[[float], None]
+    ) -> Generator[tuple[store.Chunk, BaseException]]:
+        """Run what is missing in this process; gives the chunks that fail, and why."""
         for group in range(len(self.request.groups)):
             if all(map(self.gate.is_done, self._chunks(group))):
                 continue
-            program = self._program(group, progress)
+            try:
+                program = self._program(group, progress)
+            except store.RunDirectoryError:
+                raise
+            except Exception as e:
+                if len(self.request.groups) == 1:
+                    raise
+                yield from ((c, e) for c in self._chunks(group))
+                continue
             for chunk in self._chunks(group):
-                if not self.gate.is_done(chunk):
+                if self.gate.is_done(chunk):
+                    continue
+                try:
                     arrays = chunks.run(
                         self.request,
                         program,
@@ -189,6 +210,11 @@ class _Run:
                         checkpoint=self.gate.checkpoint(chunk),
                         advance=advance,
                     )
+                except store.RunDirectoryError:
+                    raise
+                except Exception as e:
+                    yield chunk, e
+                else:
                     self.gate.admit(chunk, arrays)
 
     def _program(self, group: int, progress: Progress):
@@ -220,22 +246,23 @@ class _Run:
             layout |= {"width": width, "chunk": width * num_devices}
             self.gate.write_manifest()
 
-    def _elsewhere(self, team: tasks.Team, advance: Callable[[float], None]) -> None:
-        blocks, failures = self.manifest["layout"], {}
+    def _elsewhere(
+        self, team: tasks.Team, advance: Callable[[float], None]
+    ) -> Generator[tuple[store.Chunk, BaseException]]:
+        """Run what is missing on the workers; gives the chunks that fail, and why."""
+        blocks = self.manifest["layout"]
         widths = {chunk: blocks[chunk.group]["width"] for chunk in self.gate.missing()}
         with contextlib.closing(team.run(widths)) as ended:
             for chunk, outcome in ended:
                 if isinstance(outcome, BaseException):
-                    failures[chunk] = outcome
+                    yield chunk, outcome
                     continue
                 try:
                     self.gate.admit(chunk, outcome)
                 except ValueError as e:  # of other metrics than the chunk's
-                    failures[chunk] = e
+                    yield chunk, e
                 else:
                     advance(self._lanes([chunk]))
-        if failures:
-            raise self._failed(failures)
 
     def _failed(self, failures: Mapping[store.Chunk, BaseException]) -> RuntimeError:
         """The error that names what failed, where everything else is done."""
@@ -249,11 +276,13 @@ class _Run:
         )
         first, last = chunk.seeds[0], chunk.seeds[1] - 1
         others = f" So did {len(failures) - 1} others." * (len(failures) > 1)
-        kept = "kept" if self.root is not None else "lost without a `directory`"
+        rest = "All else is finished and kept; mend the cause and go on with resume."
+        if self.root is None:
+            rest = "Nothing was kept: the sweep had no `directory`."
         raised = RuntimeError(
             f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} ({values}; "
-            f"seeds {first}..{last}) failed: {error!r}.{others} All other chunks are "
-            f"finished, and {kept}; mend the cause and go on with resume."
+            f"seeds {first}..{last}) failed: {type(error).__name__}: {error}.{others} "
+            f"{rest}"
         )
         raised.__cause__ = error
         return raised

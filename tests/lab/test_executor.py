@@ -1,16 +1,23 @@
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
+import importlib
 import multiprocessing
 import os
+from pathlib import Path
+import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 
+import cloudpickle
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlr.core import Experiment
-from jaxlr.lab import find, planning, provenance, store, sweep
+from jaxlr.lab import find, load, planning, provenance, store, sweep, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.memory import Machine
 from jaxlr.lab.request import Request
@@ -126,13 +133,24 @@ def test_what_decides_bits_is_asked_of_the_workers(tmp_path):
     assert again.num_submitted == 2  # a question, and the chunk
 
 
-def test_chunks_are_as_wide_as_the_workers_memory_allows(monkeypatch):
-    """And as all of their devices take."""
-    wide = planning.fit(Compiled(Request.make(toys.closed(size=5000))))[0]
-    compiled = Compiled(Request.make(toys.closed(size=5000)))
-    workers = Machine("gpu", "small", 2, 2_000_000)
-    assert planning.fit(compiled, workers)[0] < wide
-    print(wide, planning.fit(compiled, workers))
+def test_chunks_are_as_wide_as_the_workers_can():
+    """By their memory, and by the number of their devices."""
+    compiled = Compiled(Request.make(toys.closed(), {"rate": np.linspace(0, 1, 99)}))
+    plenty, little = (Machine("gpu", "", 4, n) for n in (2**40, 3600))
+    assert planning.fit(compiled, plenty)[0] == [2]  # of 25, for 16 chunks
+    assert planning.fit(compiled, little)[0] == [1]
+    with pytest.raises(ValueError, match=r"needs about .*, and 819.2 B may"):
+        planning.fit(compiled, Machine("gpu", "", 4, 2**10))
+
+
+def test_threads_of_this_process_take_over_its_settings():
+    """And change none of them, nor load or unpack anything."""
+    before = jax.config.jax_default_prng_impl, list(sys.path)
+    with jax.default_prng_impl("rbg"), ThreadPoolExecutor(1) as pool:
+        wanted = sweep(toys.closed(), chunk=2)
+        toys.assert_equal(sweep(toys.closed(), chunk=2, executor=pool), wanted)
+    assert (jax.config.jax_default_prng_impl, list(sys.path)) == before
+    assert not (wanted.loss == sweep(toys.closed(), chunk=2).loss).all()
 
 
 USERS_FILE = """
@@ -192,6 +210,128 @@ def test_workers_notice_an_edited_file(tmp_path):
                 toys.assert_equal(found, sweep(experiment, chunk=2))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_package", [False, True])
+def test_workers_notice_an_edited_module_beside(tmp_path, monkeypatch, is_package):
+    """Imported by an experiment that is not edited itself, in a worker that has it."""
+    folder = tmp_path / "beside_it" if is_package else tmp_path
+    folder.mkdir(exist_ok=True)
+    name = "beside_it.slopes" if is_package else "slopes_beside"
+    helper = folder / f"{name.rpartition('.')[2]}.py"
+    file = tmp_path / "mine_beside.py"
+    file.write_text(
+        f"from {name} import slope\n"
+        + USERS_FILE.replace("hparams.rate * fn(x)", "hparams.rate * slope(x)")
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    spawn = multiprocessing.get_context("spawn")
+    axes, lasts = {"rate": (0.1, 0.2)}, []
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        for i in range(2):
+            helper.write_text(f"def slope(x): return {i}.0 * x\n")
+            for imported in (name, "mine_beside", "beside_it"):
+                sys.modules.pop(imported, None)
+            importlib.invalidate_caches()
+            experiment = importlib.import_module("mine_beside").EXPERIMENT
+            found = sweep(experiment, axes, executor=pool)
+            toys.assert_equal(found, sweep(experiment, axes, chunk=1))
+            lasts.append(found.x.isel(step=-1).values)
+    assert (lasts[0] != lasts[1]).all()
+
+
+class Measured(AtOnce):
+    """Counts the bytes that it is sent, as another process would be."""
+
+    num_bytes = 0
+
+    def submit(self, fn, /, *args):
+        self.num_bytes += len(cloudpickle.dumps((fn, args)))
+        return super().submit(fn, *args)
+
+
+def _heavy(seed):
+    data = np.random.default_rng(seed).normal(size=2**20)  # 8 MB, of no module
+
+    def run(key, hparams):
+        return {
+            "x": hparams.rate * jnp.asarray(data)[jax.random.randint(key, (), 0, 9)]
+        }
+
+    axes = {"rate": np.linspace(0, 1, 16)}
+    return Experiment(run=run, hparams=toys.HParams(), axes=axes)
+
+
+@pytest.mark.parametrize("has_directory", [False, True])
+def test_what_functions_close_over_is_sent_once(tmp_path, monkeypatch, has_directory):
+    """By a file, into which a worker looks: 8 MB, not 16 times as much."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    executor, seen = Measured(), []
+    unpack = tasks._unpack
+
+    def spy(parcel, content):
+        seen.append((Path(parcel.file), content))
+        return unpack(parcel, content)
+
+    monkeypatch.setattr(tasks, "_unpack", spy)
+    root = tmp_path / "run" if has_directory else None
+    (tmp_path / "run" / f"{store.SENT}killed").mkdir(parents=True)
+    monkeypatch.setattr(tasks, "_SENT", Forgetful())
+    found = sweep(_heavy(has_directory), directory=root, executor=executor, chunk=1)
+    assert executor.num_submitted == 17
+    assert executor.num_bytes < 100_000
+    ((file, content),) = seen
+    assert content is None
+    assert file.is_relative_to(root or tmp_path / "temporary")
+    assert not file.exists()
+    assert not list((tmp_path / "temporary").iterdir())
+    assert list((tmp_path / "run").glob(f"{store.SENT}*")) == [] or not has_directory
+    toys.assert_equal(found, sweep(_heavy(has_directory), chunk=1))
+
+
+class Forgetful(dict):
+    """Keeps nothing: threads of this process then are as other processes."""
+
+    def __setitem__(self, key, value):
+        pass
+
+
+def test_a_worker_that_sees_no_file_is_sent_what_is_in_it(tmp_path, monkeypatch):
+    """And once it has said so, all of them are."""
+    executor = Measured()
+    monkeypatch.setattr(tasks, "_SENT", Forgetful())
+
+    def refused(self):
+        raise OSError("no such file here")
+
+    monkeypatch.setattr(tasks.Path, "read_bytes", refused)
+    monkeypatch.setattr(tasks, "_sources", lambda: ())
+    monkeypatch.setattr(provenance, "source_digest", lambda experiment: "")
+    found = sweep(_heavy(2), executor=executor, chunk=8)
+    monkeypatch.undo()
+    assert executor.num_submitted == 4
+    assert executor.num_bytes > 3 * 8 * 2**20
+    toys.assert_equal(found, sweep(_heavy(2), chunk=8))
+
+
+def test_a_file_that_is_not_what_was_sent_is_not_unpacked(tmp_path, monkeypatch):
+    """Digests tell: what lies in a run directory is not to be executed."""
+    path = tmp_path / "sweep"
+    path.write_bytes(pickle.dumps("another"))
+    monkeypatch.setattr(pickle, "loads", lambda content: 1 / 0)
+    parcel = tasks._Parcel("0" * 64, str(path), ())
+    assert tasks._in_worker(lambda compiled: compiled, parcel, None) is None
+
+
+@pytest.mark.misuse
+def test_an_executor_that_forks_is_refused():
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=fork) as pool:
+        with pytest.raises(ValueError, match=r"`executor` forks .*spawn"):
+            sweep(toys.closed(), executor=pool)
+
+
 def test_a_run_moves_between_executors(tmp_path):
     wanted = sweep(toys.closed(), directory=tmp_path, chunk=2)
     (tmp_path / "chunks/g000-c00001.npz").unlink()
@@ -218,31 +358,80 @@ def test_without_a_width_of_ones_own_there_is_work_for_many():
         assert 8 <= pool.submitted <= 16
 
 
-class Faulty(ThreadPoolExecutor):
-    """Chunk 1 fails."""
+class Faulty(AtOnce):
+    """Tasks with the cells from 2 on raise `error`."""
 
-    def submit(self, fn, /, *args, **kwargs):
-        def fail():
-            raise OSError("node lost")
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
 
-        if getattr(args[-1], "stop", None) == 4:
-            return super().submit(fail)
-        return super().submit(fn, *args, **kwargs)
+    def submit(self, fn, /, *args):
+        if getattr(args[-1], "start", None) == 2:
+            return Job(None, self.error)
+        return super().submit(fn, *args)
 
 
-def test_a_failed_task_is_named_and_costs_no_other(tmp_path):
-    with Faulty(1) as pool:
-        message = r"Cells 2\.\.3 of group 0 .*node lost.*resume"
-        with pytest.raises(RuntimeError, match=message) as caught:
-            sweep(toys.closed(), directory=tmp_path, chunk=2, executor=pool)
-    assert isinstance(caught.value.__cause__, OSError)
+@pytest.mark.parametrize(
+    "error", [OSError("node lost"), CancelledError(), SystemExit(3)], ids=repr
+)
+def test_a_failed_task_is_named_and_costs_no_other(tmp_path, error):
+    """One that was cancelled too, and `sys.exit` in a worker."""
+    fields = r"size=3; rate=0\.3, 0\.4; seeds 0\.\.1"
+    what = rf"failed: {type(error).__name__}: {error}.*resume"
+    message = rf"Cells 2\.\.3 of group 0 \({fields}\) {what}"
+    axes = {"size": [3, 4], "rate": toys.RATES}
+    with pytest.raises(RuntimeError, match=message) as caught:
+        sweep(toys.closed(), axes, directory=tmp_path, chunk=2, executor=Faulty(error))
+    assert "So did 1 others" in str(caught.value)
+    assert caught.value.__cause__ is error
     kept = {p.name: p.stat().st_ino for p in (tmp_path / "chunks").iterdir()}
-    assert "g000-c00000.npz" in kept
-    assert "g000-c00001.npz" not in kept
-    found = sweep(toys.closed(), directory=tmp_path, resume=True)
-    toys.assert_equal(found, sweep(toys.closed(), chunk=2))
-    inode = (tmp_path / "chunks/g000-c00000.npz").stat().st_ino
-    assert inode == kept["g000-c00000.npz"]
+    assert sorted(kept) == [f"g00{g}-c0000{c}.npz" for g in (0, 1) for c in (0, 2)]
+    assert not store.read_manifest(tmp_path)["is_complete"]
+    assert load(tmp_path).attrs["is_complete"] == 0
+    found = sweep(toys.closed(), axes, directory=tmp_path, resume=True)
+    toys.assert_equal(found, sweep(toys.closed(), axes, chunk=2))
+    for name, inode in kept.items():
+        assert (tmp_path / "chunks" / name).stat().st_ino == inode
+
+
+def test_without_a_directory_the_first_failure_ends_it():
+    executor = Faulty(OSError("node lost"))
+    with pytest.raises(RuntimeError, match=r"node lost.*Nothing was kept"):
+        sweep(toys.closed(), chunk=2, executor=executor)
+
+
+def _fails_at(rate):
+    """An experiment whose callback raises in one cell, and says what else was run."""
+
+    def check(found):
+        if np.any(np.isclose(found, rate)):
+            raise FloatingPointError("the data are not positive")
+        return np.float32(found)
+
+    def run(key, hparams):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        found = jax.pure_callback(
+            check, shape, hparams.rate * 1.0, vmap_method="expand_dims"
+        )
+        return {"x": found + jax.random.normal(key)}
+
+    return Experiment(
+        run=run, hparams=toys.HParams(), axes={"size": [3, 4], "rate": toys.RATES}
+    )
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_failing_cell_is_named_and_the_rest_goes_on(tmp_path, elsewhere):
+    failing, executor = _fails_at(0.3), AtOnce() if elsewhere else None
+    cells = r"Cells 2\.\.2 of group 0 \(size=3; rate=0\.3; seeds 0\.\.0\) failed"
+    with pytest.raises(RuntimeError, match=cells) as caught:
+        sweep(failing, directory=tmp_path, chunk=1, executor=executor)
+    assert "So did 1 others" in str(caught.value)
+    assert "the data are not positive" in str(caught.value)
+    assert len(list((tmp_path / "chunks").iterdir())) == 8
+    found = load(tmp_path)
+    assert found.x.isnull().sum() == 2
+    assert found.x.sel(rate=0.3).isnull().all()
 
 
 def _notebook(**fields):
@@ -266,6 +455,7 @@ def test_without_cloudpickle_a_lambda_is_refused(monkeypatch, module):
     experiment = _notebook()
     experiment.function.__module__ = module
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    monkeypatch.delitem(sys.modules, "jaxlr.lab.pickling", raising=False)
     what = "cloudpickle" if module == "__main__" else "cannot be sent to an executor"
     with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match=what):
         sweep(experiment, chunk=2, executor=pool)
