@@ -40,6 +40,7 @@ _MANIFEST = {
     "source_path": (str, NoneType),
     "config": {
         "experiment": str,
+        "source": str,
         "hparams": dict,
         "axes": dict,
         "num_seeds": int,
@@ -178,6 +179,8 @@ def validated(content: Any) -> dict[str, Any]:
         manifest["layout"] = [{"seeds": seeds} | b for b in manifest["layout"]]
     _fits("", manifest, _MANIFEST)
     _check_axes(manifest["config"])
+    for name, digest in manifest["config"]["computation"].items():
+        _fits(f"config.computation.{name}", digest, str)
     for name, kind in {"timings": dict, "forced": list}.items():
         _fits(name, manifest.get(name, kind()), kind)
     for name, notes in manifest["field_notes"].items():

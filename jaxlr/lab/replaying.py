@@ -69,8 +69,8 @@ def replay(
         experiment = _as_recorded(experiment, config)
     except (TypeError, ValueError) as e:
         raise store.RunDirectoryError(
-            f"{directory / store.MANIFEST}: config.hparams holds what the fields of the "
-            f"experiment cannot be: {e}. Restore it, or give the `experiment` as it was."
+            f"{directory / store.MANIFEST}: config.hparams holds what the experiment's "
+            f"fields cannot be: {e}. Restore it, or give the `experiment` as it was."
         ) from e
     request = Request.make(
         experiment,

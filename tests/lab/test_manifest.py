@@ -84,7 +84,7 @@ def test_no_edit_is_another_error(kept, manifest, use, junk):
         if isinstance(error, RunDirectoryError):
             assert str(kept) in str(error), place
             num_refused += 1
-        else:  # the value of a hyper-parameter may be refused as such
+        elif place[:2] != ("config", "hparams"):  # of which the run itself may complain
             assert error is None or isinstance(error, ValueError), (place, error)
     assert num_refused > 20
 
