@@ -11,7 +11,7 @@ import pytest
 import jaxlr
 from jaxlr import lab
 from jaxlr.core import Claim
-from jaxlr.lab import find
+from jaxlr.lab import find, progress
 from jaxlr.lab.cli import commands, flags, main
 from tests.lab._files import LONG, MINE
 
@@ -59,6 +59,7 @@ EXPERIMENT = Experiment(run=run, hparams=HParams(), axes={"opt.lr": (0.1, 0.2)})
 @pytest.fixture(autouse=True)
 def _somewhere_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "FIRST_LINE", 600.0)  # also where all is slow
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "200")  # tyro's and rich's tables unwrapped
 
@@ -220,6 +221,22 @@ def test_nested_and_optional_fields_have_flags(tmp_path, swept):
         None,
     )
     assert axes == {("opt.betas", "decay"): ((1, None), (2, 3))}
+
+
+def test_a_file_of_flags_sets_nested_fields(tmp_path, swept):
+    (tmp_path / "nested.py").write_text(NESTED)
+    (tmp_path / "flags.toml").write_text(
+        "[opt]\nis_fast = false\nbetas = [0.5]\nweight_decay = 'None'\n"
+        "[axis]\nopt.lr = [0.3, 0.4]\n"
+    )
+    experiment, axes, _ = swept("nested.py", "--config", "flags.toml")
+    opt = experiment.hparams.opt
+    assert (opt.is_fast, opt.betas, opt.weight_decay) == (False, (0.5,), None)
+    assert axes == {"opt.lr": (0.3, 0.4)}
+    words = ("--config", "flags.toml", "--opt.is-fast", "--opt.lr", "0.25")
+    experiment, axes, _ = swept("nested.py", *words)
+    assert (experiment.hparams.opt.is_fast, experiment.hparams.opt.lr) == (True, 0.25)
+    assert axes == {}
 
 
 def test_help_lists_nested_and_optional_fields(tmp_path, capsys):
