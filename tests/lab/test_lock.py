@@ -109,8 +109,11 @@ def test_a_lock_that_stays_says_what_to_delete(tmp_path):
 
 def test_the_lock_is_imported_without_fcntl():
     """As on Windows."""
-    code = "import sys; sys.modules['fcntl'] = None; import jaxlr.lab.store"
-    subprocess.run([sys.executable, "-Wignore", "-c", code], check=True)
+    code = (
+        "import sys; sys.modules['fcntl'] = None; import jaxlr.lab.store; print('in')"
+    )
+    command = [sys.executable, "-Wignore", "-c", code]
+    assert subprocess.check_output(command, text=True) == "in\n"
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.ENOTSUP])
