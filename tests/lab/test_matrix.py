@@ -93,13 +93,11 @@ LONG = Experiment(
     **SHARED,
 )
 EXPERIMENTS = {"closed": CLOSED, "long": LONG}
+SIZES = {"closed": dict(size=4096, num_steps=2000), "long": dict(num_steps=4000)}
+AXES = {"rate": np.linspace(0.01, 0.3, 24)}
 SLOW = {
-    kind: experiment.replace(
-        hparams=settings, axes={"rate": np.linspace(0.01, 0.3, 24)}
-    )
-    for (kind, experiment), settings in zip(
-        EXPERIMENTS.items(), (Settings(size=4096, num_steps=2000), Settings(num_steps=4000))
-    )
+    kind: experiment.replace(hparams=Settings(**SIZES[kind]), axes=AXES)
+    for kind, experiment in EXPERIMENTS.items()
 }
 """
 

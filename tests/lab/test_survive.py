@@ -59,9 +59,7 @@ def test_kills_at_random_leave_no_trace(tmp_path, kind, num_kills):
         while num_killed < num_kills and not toys.is_complete(directory):
             num_started += 1
             process = _start(kind, directory)
-            is_midway = num_started % 2 and toys.has_progressed(
-                kind, directory, lambda: process.poll() is None
-            )
+            is_midway = num_started % 2 and _has_progressed(kind, directory, process)
             time.sleep(rng.uniform(0, 0.02 if is_midway else 1.1 * duration))
             process.kill()
             process.communicate()
