@@ -617,7 +617,11 @@ def test_a_notebook_finds_the_same_digests(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=cells)
     nbclient.NotebookClient(notebook).execute(env=env)
     outputs = notebook.cells[0].outputs
-    text = {x["name"]: x["text"] for x in outputs if x["output_type"] == "stream"}
+    streams = [x for x in outputs if x["output_type"] == "stream"]  # in pieces
+    text = {
+        name: "".join(x["text"] for x in streams if x["name"] == name)
+        for name in ("stdout", "stderr")
+    }
     assert "colored True" in text["stderr"]
     digests = [x for x in text["stdout"].splitlines() if x.startswith("digest")]
     assert digests == [x for x in wanted.splitlines() if x.startswith("digest")]
