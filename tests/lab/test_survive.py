@@ -100,7 +100,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(tmp_path, kind):
     toys.assert_equal(found, sweep(toys.slow(kind), chunk=2))
 
 
-@pytest.mark.parametrize("number", USUAL)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_long_run_that_is_stopped_keeps_its_segment(tmp_path, monkeypatch, number):
     """However long ago the last checkpoint was; what is under way is finished first."""
     rare = toys.long().replace(checkpoint_seconds=1e6)
@@ -132,7 +132,7 @@ def test_a_long_run_that_is_stopped_keeps_its_segment(tmp_path, monkeypatch, num
     toys.assert_equal(found, sweep(rare, chunk=3))
 
 
-@pytest.mark.parametrize("number", USUAL)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_the_program_handles_itself_is_left_to_it(monkeypatch, number):
     heard, run = [], chunks.run
     signal.signal(number, lambda *args: heard.append(args))
