@@ -219,18 +219,22 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(text))
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
     """The manifest of a run directory.
+
+    Args:
+        directory: The run directory.
+        name: Name of the manifest's file.
 
     Raises:
         RunDirectoryError: If there is none, or it is unreadable, of another format, or
             has been edited into what no run has.
     """
-    path = directory / MANIFEST
+    path = directory / name
     try:
         return validated(json.loads(path.read_bytes()))
     except FileNotFoundError as e:
-        raise RunDirectoryError(f"{directory} holds no run: no {MANIFEST}.") from e
+        raise RunDirectoryError(f"{directory} holds no run: no {name}.") from e
     except (OSError, ValueError) as e:
         raise RunDirectoryError(
             f"{path} cannot be read: {e}. Restore it, or use another directory."
