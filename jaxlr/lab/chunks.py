@@ -159,7 +159,8 @@ def metrics_of(lane: Lane, state: Sequence[np.ndarray]) -> dict[str, np.ndarray]
     for name, curve, info in zip(lane.metrics, curves, last, strict=True):
         mask = has_ended.reshape(has_ended.shape + (1,) * (curve.ndim - 3))
         arrays[name] = np.where(mask, info[:, :, None], curve[:, :, : lane.num_rows])
-    return arrays | {"ended_at": carry.ended_at, "diverged_at": carry.diverged_at}
+    counts = results.diverged_at(lane.metrics, arrays, lane.every)
+    return arrays | {"ended_at": carry.ended_at, "diverged_at": counts}
 
 
 def _joined(parts: Sequence[Sequence[np.ndarray]], num_cells: int) -> list[np.ndarray]:

@@ -1,8 +1,9 @@
 """Traces and programs of a request, made when first needed.
 
-Programs are kept for the process's life (the most recent ones) under the digest of
+Programs are kept for the process's life (the most recent ones) under the fingerprint of
 their computation, so that a sweep after its plan, or the same sweep again, compiles
-nothing, and a changed function is never mistaken for the old one.
+nothing, and a changed function is never mistaken for the old one: neither one that is
+traced, nor one that is only called, as host callbacks are.
 """
 
 from collections import OrderedDict
@@ -71,8 +72,11 @@ class Compiled:
             "backend": request.backend,
         }
         is_x64, switches = request.experiment.x64, tuple(settings().items())
+        digest, held = lane.fingerprint
+        # The program keeps its lane, and that what is held: no id is used again.
+        objects = frozenset(map(id, held))
         return kept(
-            (lane.digest, is_x64, switches, *layout.values()),
+            (digest, objects, is_x64, switches, *layout.values()),
             lambda: program.compile_program(request.experiment, lane, **layout),
         )
 

@@ -15,7 +15,7 @@ from jaxlr.lab import aot, memory, report
 
 _PACKAGES = """
     jax jaxlib libtpu equinox optax chex jaxtyping numpy xarray tyro rich matplotlib
-    scikit-learn statsmodels dask submitit
+    filelock scikit-learn statsmodels cloudpickle dask submitit ipywidgets
 """.split()
 
 
@@ -81,13 +81,13 @@ def limits(found: Iterable[Any]) -> list[Limit]:
         ("statsmodels", "experiments on the record of carbon dioxide", "data"),
         ("distributed", "sweeps on a Dask cluster", "cluster"),
         ("submitit", "sweeps by SLURM through submitit", "cluster"),
+        ("cloudpickle", "executors for what a notebook or script defines", "cluster"),
+        ("ipywidgets", "a bar of progress in notebooks, which have lines", ""),
     ):
         if importlib.util.find_spec(package) is None:
-            why = f'{package} is not installed: pip install "jaxlr[{extra}]".'
+            source = f'"jaxlr[{extra}]"' if extra else package
+            why = f"{package} is not installed: pip install {source}."
             rows.append(Limit(what, why))
-    if importlib.util.find_spec("fcntl") is None:
-        why = "This system has no fcntl, which locks them: use Linux, macOS or WSL."
-        rows.append(Limit("run directories", why))
     for device in {device.platform: device for device in found}.values():
         rows += _device_limits(device)
     return rows
@@ -129,18 +129,26 @@ def _low_precision(kind: str) -> Limit:
     )
 
 
-def diagnose() -> int:
-    """Print all of it; 0, whatever is missing."""
+def diagnose() -> dict[str, Any]:
+    """Print all of it, whatever is missing, and return it."""
     console = report.console()
-    found, failure = devices()
-    console.print(report.attributes_table(versions(), "Versions"))
-    console.print(report.attributes_table(machine(), "Machine"))
-    rows = [(d.id, d.platform, d.device_kind, _memory(d)) for d in found]
+    present, failure = devices()
+    keys = "id", "platform", "kind", "memory"
+    rows = [(d.id, d.platform, d.device_kind, _memory(d)) for d in present]
+    found = {
+        "versions": versions(),
+        "machine": machine(),
+        "devices": [dict(zip(keys, row, strict=True)) for row in rows],
+        "failure": failure,
+        "limits": [limit._asdict() for limit in limits(present)],
+    }
+    console.print(report.attributes_table(found["versions"], "Versions"))
+    console.print(report.attributes_table(found["machine"], "Machine"))
     title = "Devices" + (f": none, {failure}" if failure else "")
-    console.print(report.table(("id", "platform", "kind", "memory"), rows, title))
-    title = "What would not work here"
-    console.print(report.table(("what", "why"), limits(found), title))
-    return 0
+    console.print(report.table(keys, rows, title))
+    limited = [tuple(limit.values()) for limit in found["limits"]]
+    console.print(report.table(("what", "why"), limited, "What would not work here"))
+    return found
 
 
 def _memory(device: jax.Device) -> str:

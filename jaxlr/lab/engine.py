@@ -43,7 +43,8 @@ def sweep(
 
     Fields of HParams that are static or strings are compiled once a value; all others
     are one `vmap`. Seed i is the key `fold_in(key(seed), i)` in every cell. A lane
-    that diverges is data: `diverged_at` is its first step with a value not finite.
+    that diverges is data: `diverged_at` is its first kept step with a metric not
+    finite. A long run's lane ends where its state is not finite, whatever its metrics.
 
     Args:
         experiment: The experiment to run.
@@ -54,7 +55,8 @@ def sweep(
         seed: Seed of the root key.
         directory: Directory in which finished chunks are kept; None keeps nothing.
         resume: Whether to go on with what is in `directory`, or start there if nothing
-            is; `"force"` goes on even if source, configuration or versions changed.
+            is; `"force"` goes on even if computation, configuration or versions
+            changed. A source that was edited and computes what it did is noted.
         chunk: Largest number of cells of a chunk; None for what fits into memory. A
             resumed run keeps its own.
         devices: Devices that share the cells of every chunk; None for all local ones.

@@ -9,16 +9,16 @@ loaded as part of its package, whichever way it is found.
 import ast
 from collections.abc import Mapping
 import functools as ft
-import hashlib
 import importlib
 import importlib.util
 import os
 from pathlib import Path
-import sys
 import sysconfig
 import traceback
 from types import ModuleType
 from typing import Any, TYPE_CHECKING
+
+from jaxlr.lab import modules
 
 
 if TYPE_CHECKING:
@@ -56,10 +56,9 @@ def summary(path: Path) -> str:
 def find(name_or_path: str | os.PathLike[str]) -> "Experiment":
     """The experiment of that file, or of that name among the shipped ones.
 
-    What ends in `.py` or contains a separator is a path. A user's file is loaded
-    anew, under a module name of its own, with its directory first on `sys.path`: it
-    may import files beside it, as under `python file.py`. Where `__init__.py` files
-    make its directories a package, it may import relatively too.
+    What ends in `.py` or contains a separator is a path. A user's file may import those
+    beside it, as under `python file.py`, and relatively too. It has them for itself:
+    they are loaded in a name space of its folder, anew once one of them is edited.
 
     Raises:
         ValueError: On an unknown name, a missing file, or a file whose import fails
@@ -116,8 +115,8 @@ def _experiment(name: str, path: Path, *, is_shipped: bool) -> "Experiment":
 
     try:
         module = _imported(f"{_root()[1]}.{name}", path) if is_shipped else None
-        module = module or _execute(_own_name(path), path)
-    except Exception as e:
+        module = module or modules.load(modules.name_of(path), path)
+    except (Exception, SystemExit) as e:
         frames = traceback.extract_tb(e.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
@@ -139,21 +138,27 @@ def _experiment(name: str, path: Path, *, is_shipped: bool) -> "Experiment":
 
 
 def recorded(manifest: Mapping[str, Any]) -> "Experiment":
-    """The experiment of a run's manifest, by its name, else by its path.
+    """The experiment that a run's manifest names, if it is one of the shipped ones.
+
+    A path in a manifest is never followed: whoever wrote it could run any code here.
 
     Raises:
-        ValueError: If neither leads anywhere, or the file cannot be loaded.
+        ValueError: If the experiment does not ship, or cannot be loaded.
     """
     name, path = manifest["experiment"], manifest.get("source_path")
     if name in names():
         return find(name)
-    try:
-        return find(path or name)
-    except ValueError as e:
-        raise ValueError(
-            f"The experiment {name!r} is not shipped, and was not found where the run "
-            f"recorded it; give it (`experiment`, `--experiment`). {e}"
-        ) from e
+    where = f" of {path}" if path else ""
+    raise ValueError(
+        f"The experiment {name!r}{where} does not ship with jaxlr, and what a run "
+        "directory names is not executed. If you trust its file, give it "
+        "(`experiment`, `--experiment PATH`)."
+    )
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one problem: its kind, what it says, and the user's own line."""
+    return f"{type(error).__name__}: {error}{line_of(error)}"
 
 
 def line_of(error: BaseException) -> str:
@@ -161,7 +166,9 @@ def line_of(error: BaseException) -> str:
     package = Path(__file__).parents[1]  # unresolved, as tracebacks name files
     paths = sysconfig.get_paths()
     libraries = ("<", paths["stdlib"], paths["purelib"], paths["platlib"])
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    cause = error.__cause__ and error.__cause__.__traceback__
+    frames = traceback.extract_tb(error.__traceback__) + traceback.extract_tb(cause)
+    for frame in reversed(frames):
         name = frame.filename
         is_experiment = name.startswith(str(package / "experiments"))
         is_library = name.startswith((*libraries, str(package)))
@@ -173,7 +180,9 @@ def line_of(error: BaseException) -> str:
 def load_module(name: str, path: str | os.PathLike[str]) -> ModuleType:
     """The file as a module of that name: imported, where the name leads to it."""
     path = Path(path).resolve()
-    return _imported(name, path) or _execute(name, path)
+    is_ours = name.startswith(modules.PREFIX)
+    module = None if is_ours else _imported(name, path)
+    return module or modules.load(name, path)
 
 
 def _imported(name: str, path: Path) -> ModuleType | None:
@@ -184,54 +193,3 @@ def _imported(name: str, path: Path) -> ModuleType | None:
     if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
         return None
     return importlib.import_module(name)
-
-
-def _own_name(path: Path) -> str:
-    """A module name that no other file has: in its package, where it has one."""
-    parts, folder = [path.stem.replace(".", "_")], path.parent
-    while (folder / "__init__.py").is_file():
-        parts.insert(0, folder.name)
-        folder = folder.parent
-    digest = hashlib.sha256(str(folder / parts[0]).encode()).hexdigest()[:8]
-    return ".".join([f"jaxlr_file_{parts[0]}_{digest}", *parts[1:]])
-
-
-def _execute(name: str, path: Path) -> ModuleType:
-    folder = str(path.parent)
-    if folder not in sys.path:
-        # For good: figures and claims may import a sibling when they are called.
-        sys.path.insert(0, folder)
-    _execute_package(name.rpartition(".")[0], path.parent)
-    return _execute_file(name, path)
-
-
-def _execute_package(name: str, folder: Path) -> None:
-    """Have the package of that folder, and those around it, for relative imports."""
-    init = folder / "__init__.py"
-    if not name or name in sys.modules or not init.is_file():
-        return
-    _execute_package(name.rpartition(".")[0], folder.parent)
-    _execute_file(name, init, [str(folder)])
-
-
-def _execute_file(
-    name: str, path: Path, folders: list[str] | None = None
-) -> ModuleType:
-    """Run the file as a module, of a package if `folders` say where its files lie."""
-    spec = importlib.util.spec_from_file_location(
-        name, path, submodule_search_locations=folders
-    )
-    if spec is None or spec.loader is None:
-        raise ImportError("its name does not end in .py")
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses and pickle look there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        if before is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
-        raise
-    return module

@@ -24,6 +24,7 @@ from jaxlr.core.types import Experiment
 from jaxlr.lab import (
     chunks,
     fields,
+    grid,
     manifest as manifests,
     memory,
     picking,
@@ -218,7 +219,7 @@ class _Halving:
         asked = manifest["config"]["halving"]
         self.metric, self.is_maximized = asked["metric"], asked["is_maximized"]
         self.rungs = list(zip(asked["steps"], asked["num_cells"], strict=True))
-        self.report: list[dict[str, Any]] = []
+        self.cuts: list[dict[str, Any]] = []
         self.left = np.arange(self.request.num_cells)
         self.rung = np.zeros(self.request.num_cells, int)
         self.seeds = 0, self.request.num_seeds
@@ -293,7 +294,7 @@ class _Halving:
             "width": block["width"],
             "steps": list(steps),
             "cells": manifests.fields_of(
-                config["axes"], self.request.groups[group].cells[filled]
+                config["axes"], self.request.groups[group].cells[filled].tolist()
             ),
         }
         with progress.compiling():
@@ -324,7 +325,7 @@ class _Halving:
         order = picking.ranked(score, self.is_maximized)
         cut = score[order[num_cells - 1]]
         num_tied = int((score[order[num_cells:]] == cut).sum())
-        self.report.append({"score": cut, "num_tied": num_tied})
+        self.cuts.append({"score": cut, "num_tied": num_tied})
         self.left = np.sort(self.left[order[:num_cells]])
 
     def dataset(self) -> "xr.Dataset":
@@ -342,25 +343,28 @@ class _Halving:
             if name not in manifests.COUNTERS:
                 is_after = np.arange(array.shape[2]) * every >= ends[:, None, None]
                 array[is_after & ~is_ended[:, :, None]] = np.nan
-        shape = [len(dim.points) for dim in self.request.dims]
-        rung = self.rung.reshape(shape)
-        stopped_at = np.where(is_stopped, ends, -1).reshape(shape)
         names = [dim.name for dim in self.request.dims]
+        counts = {
+            "rung": (self.rung, "Last rung"),
+            "stopped_at": (
+                np.where(is_stopped, ends, -1),
+                "Steps taken when the cell was stopped; -1: it was not",
+            ),
+        }
+        shape = grid.shape(self.request.dims)
+        dataset = found.dataset().assign(
+            {
+                name: (names, values.reshape(shape), {"long_name": text})
+                for name, (values, text) in counts.items()
+            }
+        )
         report = [
-            {"num_steps": steps, "num_cells": num_cells} | said
-            for (steps, num_cells), said in zip(
-                self.rungs, [*self.report, {}], strict=True
+            {"num_steps": steps, "num_cells": num_cells} | cut
+            for (steps, num_cells), cut in zip(
+                self.rungs, [*self.cuts, {}], strict=True
             )
         ]
-        dataset = found.dataset().assign(
-            rung=(names, rung, {"long_name": "Last rung"}),
-            stopped_at=(
-                names,
-                stopped_at,
-                {"long_name": "Steps taken when the cell was stopped; -1: it was not"},
-            ),
-        )
-        width = max(block["chunk"] for block in self.manifest["layout"])
+        width = max(map(self._width, range(len(self.states))))
         attrs = {"rungs": json.dumps(report), "chunk": width, "is_complete": 1}
         return dataset.assign_attrs(attrs)
 

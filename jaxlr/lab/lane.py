@@ -5,11 +5,9 @@ carry, a first and a last step, and returns the carry: one program for every seg
 that a run may be cut anywhere and keep its bits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools as ft
-import hashlib
-import re
 from typing import Any
 
 import equinox as eqx
@@ -22,7 +20,7 @@ import numpy as np
 
 from jaxlr.core import compat, loop, tree
 from jaxlr.core.types import Experiment
-from jaxlr.lab import docs, fields, grid
+from jaxlr.lab import docs, fields, fingerprint, grid
 
 
 LANE = "_lane"  # a traced input that every group has, so that `vmap` has a size
@@ -54,7 +52,7 @@ def storage_dtype(dtype: str) -> np.dtype:
 
 @ft.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["state", "info", "curves", "ended_at", "diverged_at"],
+    data_fields=["state", "info", "curves", "ended_at"],
     meta_fields=[],
 )
 @dataclasses.dataclass
@@ -65,15 +63,14 @@ class Carry:
         state: The solver's state: its arrays.
         info: The metrics of the last step taken.
         curves: The metrics of the kept steps, in front of one row for all others.
-        ended_at: Number of steps taken when the lane ended; -1 if it has not.
-        diverged_at: The step that made a value infinite or NaN; -1 if none has.
+        ended_at: Number of steps taken when the lane ended, by its solver or because a
+            value of its state became infinite or NaN; -1 if it has not.
     """
 
     state: PyTree
     info: PyTree
     curves: PyTree
     ended_at: Any
-    diverged_at: Any
 
     def pack(self) -> list[Any]:
         """The arrays in a list; `Lane.unpack` makes the carry of it."""
@@ -91,8 +88,9 @@ class Carry:
             info: The metrics of the step.
             has_ended: `has_ended(state)` of the solver, or None.
         """
-        has_diverged = tree.has_diverged(self.state, state, info)
         is_running = self.ended_at < 0
+        # What is measured of a state may be infinite or NaN, and the state go on.
+        has_diverged = is_running & tree.has_diverged(self.state, state, ())
         state = tree.select(is_running, state, self.state)
         info = tree.select(is_running, info, self.info)
         ends = has_diverged
@@ -104,7 +102,6 @@ class Carry:
             jax.tree.map(lambda x: _lost(x, has_diverged), info),
             jax.tree.map(put, self.curves, info),
             jnp.where(is_running & ends, t + 1, self.ended_at),
-            jnp.where(is_running & has_diverged, t, self.diverged_at),
         )
 
 
@@ -125,7 +122,8 @@ class Lane:
             them once a device.
         traffic: Bytes that all operations read and write, scans counted whole: a
             yardstick for time.
-        digest: Digest of the computation: operations, constants, names of the metrics.
+        fingerprint: What tells its computation, and how it is labelled, from others.
+        is_of_text: Whether a digest is one that format 1 recorded of it.
     """
 
     function: Callable[..., list[jax.Array]]
@@ -137,7 +135,8 @@ class Lane:
     footprint: int
     closed_over: int
     traffic: float
-    digest: str
+    fingerprint: fingerprint.Fingerprint
+    is_of_text: Callable[[str], bool]
 
     @property
     def num_rows(self) -> int:
@@ -313,14 +312,14 @@ def _segmented_lane(experiment, base, dtypes, values, num_steps) -> Lane:
     words = jax.eval_shape(lambda info: jax.tree.map(_raw, info), info)
     # One row more than is kept: steps between two kept rows write there.
     curves = _stacked(words, num_rows + 1)
-    shapes = Carry(state, words, curves, _SCALAR["index"], _SCALAR["index"])
+    shapes = Carry(state, words, curves, _SCALAR["index"])
 
     def start(state):
         info, curves = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), (shapes.info, shapes.curves)
         )
         never = jnp.asarray(-1, jnp.int32)
-        return Carry(jax.tree.map(_raw, state), info, curves, never, never)
+        return Carry(jax.tree.map(_raw, state), info, curves, never)
 
     def advance(seed, index, values, carry, t, t_end):
         solver, init_key, loop_key = parts(seed, index, values)
@@ -364,6 +363,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
     metrics = _described(experiment, base, shapes)
     run = jaxpr_as_fun(traced)
     steps = () if carry is None else (num_steps,)
+    closed_over = fingerprint.consts(traced)
     return Lane(
         function=lambda *arguments: [_raw(x) for x in run(*arguments)],
         metrics=metrics,
@@ -372,10 +372,18 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
         num_steps=num_steps,
         every=experiment.every,
         footprint=footprint,
-        closed_over=sum({id(x): _num_bytes(x) for x in _consts(traced)}.values()),
+        closed_over=sum({id(x): _num_bytes(x) for x in closed_over}.values()),
         traffic=traffic * max(num_steps, 1),
-        # Of closed runs without steps, as in the directories that there are.
-        digest=_digest(traced, metrics, experiment.every, *steps),
+        fingerprint=fingerprint.of(
+            traced,
+            tuple(sorted(dtypes)),
+            tuple((name, m.dims, m.shape, m.dtype) for name, m in metrics.items()),
+            experiment.every,
+            steps,
+        ),
+        is_of_text=ft.partial(
+            fingerprint.is_of_text, traced, (metrics, experiment.every, *steps)
+        ),
     )
 
 
@@ -495,26 +503,6 @@ def _cost(jaxpr: Any) -> tuple[int, float]:
         if not inner:
             traffic += written + sum(_num_bytes(v.aval) for v in eqn.invars)
     return footprint, traffic
-
-
-def _digest(closed: Any, *parts: Any) -> str:
-    """Digest of a traced computation, the same in every process."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{closed.jaxpr} {parts}")
-    sha = hashlib.sha256(text.encode())
-    for const in _consts(closed):
-        array = np.asarray(_raw(jnp.asarray(const)))
-        sha.update(f"{array.dtype} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()[:16]
-
-
-def _consts(closed: Any) -> Iterator[Any]:
-    """Constants of a closed jaxpr and of those inside it, in order."""
-    yield from getattr(closed, "consts", ())
-    for eqn in getattr(closed, "jaxpr", closed).eqns:
-        for parameter in jax.tree.leaves(list(eqn.params.values())):
-            if hasattr(getattr(parameter, "jaxpr", parameter), "eqns"):
-                yield from _consts(parameter)
 
 
 def _num_bytes(array: Any) -> int:

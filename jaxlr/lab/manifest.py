@@ -21,7 +21,7 @@ FORMAT = 2
 COUNTERS = {
     name: Metric((), (), "int32", long_name=text)
     for name, text in (
-        ("diverged_at", "First step with a value not finite; -1: none"),
+        ("diverged_at", "First kept step with a metric not finite; -1: none"),
         ("ended_at", "Steps taken when the lane ended; -1: it never did"),
     )
 }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jaxlr.lab.memory import format_bytes
 from jaxlr.lab.request import Request
 
 
+_LOG = logging.getLogger(__name__)
 PROBES = 2, 4  # widths of the fit's two compiles; one cell would lose a dimension
 EXECUTOR_CHUNKS = 16  # of a group, to be shared among workers
 # On a CPU the widest chunk is only somewhat the fastest, so long groups are cut, for
@@ -230,7 +232,14 @@ def begun(
         )
     recorded = store.read_manifest(root)
     now = manifest_of(compiled, [1] * len(compiled.request.groups), team)
-    return recorded, store.refuse_changes(root, recorded, now, resume == "force")
+    then = recorded["config"]
+    now["config"] = provenance.in_words_of(then, now["config"], compiled)
+    forced = store.refuse_changes(root, recorded, now, resume == "force")
+    if note := provenance.edit(then, now["config"]):
+        _LOG.warning(note)
+        recorded["history"] = [*recorded.get("history", ()), note]
+        then["source"] = now["config"]["source"]
+    return recorded, forced
 
 
 def chunk_function(

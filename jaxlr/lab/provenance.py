@@ -1,6 +1,6 @@
 """What decides a result's bits, as plain values: compared at resume, then kept."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import datetime
 import functools as ft
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 
 import jaxlr
 from jaxlr.core.types import Experiment
-from jaxlr.lab import fields, manifest as manifests, results
+from jaxlr.lab import fields, fingerprint, manifest as manifests, results
 from jaxlr.lab.compiled import Compiled, settings
 
 
@@ -59,12 +59,13 @@ def source_digest(experiment: Experiment) -> str:
     try:
         return _digest(inspect.getsource(plain_function(experiment)).encode())
     except (OSError, TypeError):
-        code = plain_function(experiment).__code__
-        return _digest(code.co_code + repr((code.co_consts, code.co_names)).encode())
+        return fingerprint.of(plain_function(experiment)).digest
 
 
 def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str, Any]:
     """Everything that must be equal for a run to go on.
+
+    The source may differ where the computation does not: then it was only edited.
 
     Args:
         compiled: The sweep to describe.
@@ -94,8 +95,42 @@ def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str,
         "jaxlib": importlib.metadata.version("jaxlib"),
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
-        "computation": {f"group {g}": compiled.lane(g).digest for g in groups},
+        "computation": {
+            f"group {g}": compiled.lane(g).fingerprint.digest for g in groups
+        },
     }
+
+
+def in_words_of(
+    recorded: Mapping[str, Any], config: Mapping[str, Any], compiled: Compiled
+) -> dict[str, Any]:
+    """A configuration with the digests of a recorded one, where they mean the same.
+
+    Args:
+        recorded: The configuration that was recorded; format 1 had other digests.
+        config: That of today.
+        compiled: The sweep of today.
+    """
+    digests = dict(config["computation"])
+    for name in digests:
+        lane = compiled.lane(int(name.removeprefix("group ")))
+        old = recorded["computation"].get(name)
+        if old is not None and lane.is_of_text(old):
+            digests[name] = old
+    return dict(config) | {"computation": digests}
+
+
+def edit(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What to say where a source was edited and computes what it did; else None.
+
+    Args:
+        then: The configuration that was recorded.
+        now: That of today.
+    """
+    if then["source"] == now["source"] or then["computation"] != now["computation"]:
+        return None
+    pair = f"{then['source']} -> {now['source']}"
+    return f"The source has been edited ({pair}); the computation is as it was."
 
 
 def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:

@@ -39,13 +39,13 @@ def replay(
             may be left out.
         seed: Index of the seed, in 0..num_seeds - 1.
         experiment: The experiment to run, at the settings of the run, whatever it
-            declares. None for what this process swept there, else for what the recorded
-            name or path leads to.
+            declares. None for what this process swept there, else for the shipped one
+            of the recorded name: a file that a run directory names is not executed.
 
     Returns:
         The cell's metrics. `attrs["replay"]` says what equality can be expected here
         and what was found; `attrs["is_equal"]` is 1 if the finding is as expected.
-        On the recorded backend, versions and source that is equality bit by bit,
+        With the recorded computation, backend and versions that is equality bit by bit,
         elsewhere to a relative 1e-4 of each metric's largest value.
 
     Raises:
@@ -76,8 +76,11 @@ def replay(
     )
     compiled = Compiled(request)
     lane, name = compiled.lane(group), f"group {group}"
-    now = provenance.config(compiled, [group]) | {"axes": config["axes"]}
     then = config | {"computation": {name: config["computation"].get(name)}}
+    now = provenance.in_words_of(then, provenance.config(compiled, [group]), compiled)
+    now["axes"] = then["axes"]
+    if provenance.edit(then, now):
+        then["source"] = now["source"]
     changed = [name for name in now if repr(now[name]) != repr(then.get(name))]
     recorded, current = (
         {name: (m.shape, m.dtype) for name, m in metrics.items()}
@@ -140,7 +143,7 @@ def _compare(
     if changed:
         expected = f"to a relative {TOLERANCE:g}, as {', '.join(changed)} changed"
     else:
-        expected = "bit by bit: same source, versions and device"
+        expected = "bit by bit: same computation, versions and device"
     if is_bitwise:
         return f"Equal bit by bit (expected {expected}).", True
     is_equal = bool(changed) and worst <= TOLERANCE

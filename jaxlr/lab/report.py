@@ -1,12 +1,16 @@
-"""Tables for the terminal: experiments, claims, provenance, measurements."""
+"""What the terminal shows: tables, errors, JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import json
 import math
+import re
 import sys
 from typing import Any, TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -18,36 +22,96 @@ if TYPE_CHECKING:
     from jaxlr.lab.aot import Compilation
     from jaxlr.lab.judging import Judgement
 
+_NARROW = 60  # columns below which a table that does not fit is a list
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def console(*, is_error: bool = False) -> Console:
-    """A console; wide where nobody's terminal sets the width."""
+    """A console; wide, and without escape codes, where there is no terminal."""
     stream = sys.stderr if is_error else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
+    if stream.isatty():
+        return Console(file=stream, highlight=False)
+    return Console(file=stream, width=120, force_terminal=False, highlight=False)
 
 
 def error(message: str) -> None:
     """Print one red line on stderr, unbroken so that it can be searched and copied."""
-    console(is_error=True).print(Text(message, "red"), soft_wrap=True)
+    console(is_error=True).print(literal(message, "red"), soft_wrap=True)
+
+
+def literal(text: Any, style: str = "") -> Text:
+    """Text as it is; what would control the terminal is spelled out."""
+    return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text)), style)
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Strict JSON: what is not finite is null, what has no form there is a string."""
+
+    def plain(value):
+        if isinstance(value, Mapping):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(x) for x in value]
+        value = value.item() if hasattr(value, "item") else value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        return value if isinstance(value, int | str | None) else str(value)
+
+    return json.dumps(plain(content), allow_nan=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """A table; on a narrow terminal, where it does not fit, a list of its rows.
+
+    Attributes:
+        columns: Names of the columns; of none, there is no header.
+        rows: Cells: texts.
+        title: Title, or "".
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Text, ...], ...]
+    title: str
+
+    def __rich_console__(self, console, options):
+        table = Table(
+            title=self.title or None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_header=any(self.columns),
+        )
+        for column in self.columns:
+            table.add_column(column, overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        width = options.max_width
+        unbounded = options.update(max_width=10_000)
+        wanted = console.measure(table, options=unbounded).maximum
+        if width >= min(wanted, _NARROW):
+            yield table
+            return
+        if self.title:
+            yield Text(f"{self.title}\n", "italic")
+        for first, *rest in self.rows:
+            yield first
+            for column, cell in zip(self.columns[1:], rest, strict=True):
+                if cell.plain:
+                    lead = f"{column}: " if column else ""
+                    yield Padding(Text.assemble(lead, cell), (0, 0, 0, 2))
 
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
-) -> Table:
+) -> Sheet:
     """A plain table; cells are text, taken literally, or `rich` texts."""
-    made = Table(
-        title=title or None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=any(columns),
+    cells = (
+        tuple(x if isinstance(x, Text) else literal(x) for x in row) for row in rows
     )
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    for row in rows:
-        made.add_row(*(x if isinstance(x, Text) else Text(str(x)) for x in row))
-    return made
+    return Sheet(tuple(columns), tuple(cells), title)
 
 
-def claims_table(judgements: Sequence["Judgement"], title: str = "Claims") -> Table:
+def claims_table(judgements: Sequence["Judgement"], title: str = "Claims") -> Sheet:
     """Every claim with its verdict, and every problem.
 
     Args:
@@ -64,6 +128,19 @@ def claims_table(judgements: Sequence["Judgement"], title: str = "Claims") -> Ta
     if len(judgements) == 1:
         columns, rows = columns[1:], [row[1:] for row in rows]
     return table(columns, rows, title)
+
+
+def verdicts(judgement: "Judgement") -> list[Text]:
+    """A line for every claim, and for every problem."""
+    lines = [
+        Text.assemble("  ", claim_row(claim)[3], "  ", literal(claim.statement))
+        for claim in judgement.claims
+    ]
+    lines += [
+        Text.assemble("  ", failure("error"), "  ", literal(problem))
+        for problem in judgement.problems
+    ]
+    return lines or [Text("  makes no claims")]
 
 
 def claim_row(claim: "Claim") -> tuple[Any, ...]:
@@ -105,12 +182,12 @@ def measured(claim: "Claim") -> str:
     return ", ".join(parts) + (f" ({values.size} values)" if values.size > 1 else "")
 
 
-def attributes_table(attributes: Mapping[str, Any], title: str = "Provenance") -> Table:
+def attributes_table(attributes: Mapping[str, Any], title: str = "Provenance") -> Sheet:
     """Names and values."""
     return table(("", ""), attributes.items(), title)
 
 
-def compilation_table(compilation: "Compilation", title: str) -> Table:
+def compilation_table(compilation: "Compilation", title: str) -> Sheet:
     """What a compiled program takes of a chip's memory."""
     from jaxlr.lab.memory import format_bytes
 
@@ -132,14 +209,22 @@ def compilation_table(compilation: "Compilation", title: str) -> Table:
     return table((compilation.chip, "bytes", "of HBM"), rows, title)
 
 
-def metrics_table(results: "xr.Dataset", title: str = "Metrics") -> Table:
+def metrics_table(results: "xr.Dataset", title: str = "Metrics") -> Sheet:
     """First and last value of every metric of a single cell and seed."""
-    import numpy as np
-
     rows = []
-    for name, variable in results.data_vars.items():
-        values = np.ravel(variable.values)
-        first, last = (str(x) for x in (values[0], values[-1]))
-        shape = " x ".join(f"{n} {d}" for d, n in variable.sizes.items() if n > 1)
-        rows.append((name, shape, first, last if values.size > 1 else ""))
+    for name, metric in ends(results).items():
+        shape = " x ".join(f"{n} {d}" for d, n in metric["sizes"].items() if n > 1)
+        rows.append((name, shape, metric["first"], metric["last"] if shape else ""))
     return table(("metric", "shape", "first", "last"), rows, title)
+
+
+def ends(results: "xr.Dataset") -> dict[str, dict[str, Any]]:
+    """Sizes, first and last value of every metric of a single cell and seed."""
+    return {
+        str(name): {
+            "sizes": dict(variable.sizes),
+            "first": variable.values.flat[0] if variable.size else None,
+            "last": variable.values.flat[-1] if variable.size else None,
+        }
+        for name, variable in results.data_vars.items()
+    }

@@ -252,7 +252,7 @@ def from_manifest(manifest: Mapping[str, Any]):
 def attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Provenance as flat attributes: what netCDF can hold."""
     flat = manifest["config"] | manifest["environment"] | manifest.get("timings", {})
-    flat |= {name: manifest[name] for name in ("forced",) if name in manifest}
+    flat |= {name: manifest[name] for name in ("forced", "history") if name in manifest}
     flat = {name: value for name, value in flat.items() if name != "axes"}
     return {
         name: int(value)

@@ -325,7 +325,8 @@ def refuse_changes(
     """Compare two manifests, field by field.
 
     What decides which lanes there are, and what their metrics look like, cannot be
-    forced; source, hyper-parameters and versions can.
+    forced; source, hyper-parameters and versions can. A source that was edited and
+    computes what it did is no change.
 
     Returns:
         A line for every change that was forced.
@@ -341,6 +342,8 @@ def refuse_changes(
         )
     old, new = (_flat(json.loads(json.dumps(m))) for m in (recorded, now))
     changed = [k for k in sorted({*old, *new}) if repr(old.get(k)) != repr(new.get(k))]
+    if not any(k.startswith("computation.") for k in changed):
+        changed = [k for k in changed if k != "source"]
     lanes = ("axes", "num_seeds", "seed", "metrics")
     fixed = [k for k in changed if k.split(".")[0] in lanes]
     lines = [

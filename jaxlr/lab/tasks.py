@@ -344,6 +344,8 @@ def team(executor: Any, compiled: Compiled, root: Path | None) -> Iterator[Team]
             "`executor` forks this process, which hangs once jax has threads. Use "
             'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")).'
         )
+    for group in range(len(compiled.request.groups)):
+        compiled.lane(group)  # imports what functions import when they are called
     content = _pack(compiled.request)
     with contextlib.ExitStack() as stack:
         file = None

@@ -13,67 +13,46 @@ from jaxlr import lab
 from jaxlr.core import Claim
 from jaxlr.lab import find
 from jaxlr.lab.cli import commands, flags, main
+from tests.lab._files import LONG, MINE
 
 
 ROOT = Path(__file__).resolve().parents[2]
-MINE = '''"""Does a power decay?"""
+
+
+NESTED = '''"""Fields inside fields."""
 from typing import Any, Literal
 
 import equinox as eqx
-import jax.numpy as jnp
 import jax.random as jr
-from jaxlr.core import Claim, Experiment
+from jaxlr.core import Experiment
+
+
+class Opt(eqx.Module):
+    lr: float = 0.5
+    """Step size [1/L]."""
+    weight_decay: float | None = None
+    """Pull to zero."""
+    is_fast: bool = eqx.field(static=True, default=True)
+    betas: tuple[float, ...] = eqx.field(static=True, default=(0.9, 0.99))
+    widths: list[int] | None = eqx.field(static=True, default=None)
 
 
 class HParams(eqx.Module):
-    eta: float = 0.5
-    """Step size [1/L]."""
-    beta: float = 0.25
-    """Something beside it."""
-    seed: int = eqx.field(static=True, default=3)
-    """Not the root's."""
-    method: Literal["gd", "sgd"] = eqx.field(static=True, default="gd")
-    num_steps: int = eqx.field(static=True, default=20)
-    use_noise: bool = eqx.field(static=True, default=True)
-    sizes: tuple = eqx.field(static=True, default=(1, 2))
+    opt: Opt = Opt()
+    decay: float | None = 0.5
+    form: Literal["a", "b"] | None = eqx.field(static=True, default=None)
+    sizes: tuple[float, ...] = eqx.field(static=True, default=())
     other: Any = eqx.field(static=True, default=None)
+    order: int = 2
 
 
 def run(key, hp):
-    if hp.num_steps > 1000:
-        raise ValueError(f"`num_steps` is at most 1000, got {hp.num_steps}.")
-    error = (1 - hp.eta) ** jnp.arange(hp.num_steps) + 1e-3 * jr.uniform(key)
-    return {"error": error, "last": error[-1], "beta_out": hp.beta + 0 * error[-1]}
+    weight_decay = 7.0 if hp.opt.weight_decay is None else hp.opt.weight_decay
+    terms = hp.opt.lr, weight_decay, *hp.opt.betas, *hp.sizes
+    return {"x": jr.normal(key) * sum(terms) * (1 if hp.order == 2 else 3)}
 
 
-def claims(results):
-    return [Claim("it decays", results["last"], high=0.1, source="calculus")]
-
-
-EXPERIMENT = Experiment(
-    run=run,
-    hparams=HParams(),
-    axes={"eta": (0.25, 0.5), "method": ("gd", "sgd")},
-    num_seeds=2,
-    smoke={"hparams": HParams(num_steps=10), "num_seeds": 1},
-    claims=claims,
-)
-'''
-LONG = '''"""A long run."""
-import equinox as eqx
-import jax.numpy as jnp
-from jaxlr.core import Experiment, Solver
-
-
-class HParams(eqx.Module):
-    eta: float = 0.5
-
-
-def solver(key, hp):
-    return Solver(lambda key: jnp.ones(()), lambda key, x: (x * hp.eta, {"x": x}))
-
-
-EXPERIMENT = Experiment(solver=solver, num_steps=8, hparams=HParams())
+EXPERIMENT = Experiment(run=run, hparams=HParams(), axes={"opt.lr": (0.1, 0.2)})
 '''
 
 
@@ -96,7 +75,7 @@ def swept(monkeypatch):
     """What `lab.sweep` was called with; it runs nothing."""
     calls = []
 
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     def sweep(experiment, axes=None, **arguments):
@@ -219,6 +198,73 @@ def test_a_long_run_without_claims_and_figure(tmp_path, capsys):
     assert json.loads((only_run("long") / "claims.json").read_text()) == []
 
 
+def test_nested_and_optional_fields_have_flags(tmp_path, swept):
+    (tmp_path / "nested.py").write_text(NESTED)
+    experiment, axes, _ = swept(
+        *("nested.py", "--opt.weight-decay", "0.25", "--opt.no-is-fast"),
+        *("--opt.betas", ".5", ".6", "--opt.widths", "3", "4", "--decay", "None"),
+        *("--form", "b", "--sizes", "1", "2.5", "--axis", "opt.lr=.3,.4"),
+    )
+    hparams = experiment.hparams
+    opt = hparams.opt
+    assert (opt.weight_decay, opt.is_fast, opt.betas) == (0.25, False, (0.5, 0.6))
+    assert (opt.widths, opt.lr) == ([3, 4], 0.5)
+    assert (hparams.decay, hparams.form, hparams.sizes) == (None, "b", (1.0, 2.5))
+    assert axes == {"opt.lr": (0.3, 0.4)}
+    experiment, axes, _ = swept(
+        *("nested.py", "--opt.weight_decay", "None", "--opt.lr", "0.125"),
+        *("--axis", "opt.betas/decay=1,2/None,3"),
+    )
+    assert (experiment.hparams.opt.lr, experiment.hparams.opt.weight_decay) == (
+        0.125,
+        None,
+    )
+    assert axes == {("opt.betas", "decay"): ((1, None), (2, 3))}
+
+
+def test_help_lists_nested_and_optional_fields(tmp_path, capsys):
+    (tmp_path / "nested.py").write_text(NESTED)
+    with pytest.raises(SystemExit):
+        main(["run", "nested.py", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--opt.lr FLOAT Step size. [1/L] (default: 0.5)" in text
+    assert "--opt.weight-decay {None}|FLOAT Pull to zero. (default: None)" in text
+    assert "--form {None,a,b}" in text
+    assert "No flags, to be set in Python: other." in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--opt.betas", ".5", ".6"),
+        ("--sizes", "1", "2", "--opt.weight-decay", "3"),
+        ("--axis", "opt.weight-decay=None,0.5", "--opt.is-fast"),
+    ],
+)
+def test_what_flags_and_axes_set_is_replayed(tmp_path, capsys, words):
+    """In a process that has not swept it: from what the run recorded."""
+    from jaxlr.lab import engine
+
+    (tmp_path / "nested.py").write_text(NESTED)
+    assert main(["run", "nested.py", *words, "--directory", "kept"]) == 0
+    engine.SWEPT.clear()
+    cell = ("opt.lr=.2", *(["opt.weight-decay=None"] if "--axis" in words else []))
+    again = ("replay", "kept", "--experiment", "nested.py", "--cell", *cell)
+    assert main([*again]) == 0
+    out = capsys.readouterr().out
+    assert "Equal bit by bit (expected bit by bit" in " ".join(out.split())
+
+
+@pytest.mark.misuse
+def test_an_if_on_a_swept_field_is_one_line_that_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "nested.py").write_text(NESTED)
+    assert main(["run", "nested.py", "--axis", "order=1,2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "needs order in Python" in line
+    assert "Mark it static, `order: ... = eqx.field(static=True" in line
+    assert line.endswith("(nested.py, line 31)")
+
+
 def test_help_lists_hyper_parameters_with_docs(mine, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["run", "mine.py", "--help"])
@@ -278,10 +324,13 @@ def test_unreadable_flags_exit_2(mine, words):
     assert caught.value.code == 2
 
 
-def test_an_error_that_is_no_misuse_keeps_its_traceback(mine):
+def test_an_error_of_the_users_code_keeps_its_traceback_and_exits_3(mine, capsys):
     mine.write_text(MINE.replace("if hp.num_steps > 1000", "if hp.nothing"))
-    with pytest.raises(AttributeError, match="nothing"):
-        main(["run", "mine.py"])
+    assert main(["run", "mine.py"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert "mine.py" in error
+    assert "AttributeError: 'HParams' object has no attribute 'nothing'" in error
 
 
 def test_interrupt_says_how_to_resume_and_exits_130(mine, capsys, monkeypatch):
@@ -334,7 +383,7 @@ def test_resuming_for_real(mine, capsys):
 )
 def test_a_broken_figure_keeps_results_and_claims(mine, capsys, broken, message):
     mine.write_text(MINE.replace("    claims=claims,", f"    claims=claims, {broken},"))
-    assert main(["run", "mine.py"]) == 1
+    assert main(["run", "mine.py"]) == 3
     text, error = capsys.readouterr()
     assert message in error
     assert "holds" in text
@@ -344,7 +393,7 @@ def test_a_broken_figure_keeps_results_and_claims(mine, capsys, broken, message)
 
 def test_broken_claims_keep_the_results_and_the_figure(mine, capsys):
     mine.write_text(MINE.replace('results["last"]', 'results["lost"]'))
-    assert main(["run", "mine.py"]) == 1
+    assert main(["run", "mine.py"]) == 3
     text, error = capsys.readouterr()
     assert "Claims: KeyError" in error
     assert "(mine.py, line 32)" in error
@@ -376,8 +425,7 @@ def test_show_draws_again_without_running(mine, capsys, monkeypatch):
         assert word in text
     assert (directory / "figure.png").exists()
     mine.rename("moved.py")
-    assert main(["show", str(directory)]) == 2
-    assert "`--experiment`" in capsys.readouterr().err
+    assert main(["show", str(directory)]) == 0
     assert main(["show", str(directory), "--experiment", "moved.py"]) == 0
 
 
@@ -425,20 +473,91 @@ def test_replay_says_when_it_differs(monkeypatch, capsys):
     assert "NOT equal." in capsys.readouterr().out
 
 
+def reproduced():
+    """The run directories of the last `reproduce`, by experiment."""
+    root = max(Path("runs/reproduce/smoke").iterdir())
+    return {path.name.rpartition("-")[0]: path for path in root.iterdir()}
+
+
 def test_reproduce_judges_all_and_goes_on_after_an_error(tmp_path, mine, capsys):
     Path("broken.py").write_text(MINE.replace("return {", "return 1 / 0, {"))
     Path("long.py").write_text(LONG)
     names = ["broken.py", "mine.py", "long.py"]
-    assert main(["reproduce", "--smoke", *names]) == 1
+    assert main(["reproduce", "--smoke", *names]) == 3
     text = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert any("broken.py ZeroDivisionError" in line for line in lines)
     assert any("mine.py it decays <= 0.1" in line and "holds" in line for line in lines)
     assert "long.py makes no claims" in lines
     assert main(["reproduce", "--smoke", *names[1:]]) == 0
-    assert dict(lab.load(sorted(Path("runs/mine").iterdir())[0]).sizes)["step"] == 10
+    assert dict(lab.load(reproduced()["mine"]).sizes)["step"] == 10
     mine.write_text(MINE.replace("high=0.1", "high=1e-9"))
     assert main(["reproduce", "--smoke", "mine.py"]) == 1
+
+
+def test_reproduce_says_each_verdict_as_it_falls(tmp_path, mine, capsys, monkeypatch):
+    Path("long.py").write_text(LONG)
+    seen, sweep = [], lab.sweep
+
+    def sweep_and_look(*args, **kwargs):
+        seen.append(capsys.readouterr().out)
+        return sweep(*args, **kwargs)
+
+    monkeypatch.setitem(vars(lab), "sweep", sweep_and_look)
+    assert main(["reproduce", "--smoke", "mine.py", "long.py"]) == 0
+    assert seen[0].startswith("1 of 2  mine.py: runs/reproduce/smoke/")
+    assert "  holds  it decays" in seen[1]
+    assert "2 of 2  long.py" in seen[1]
+
+
+def test_reproduce_stopped_says_what_it_knows_and_goes_on(mine, capsys, monkeypatch):
+    Path("long.py").write_text(LONG)
+    calls, sweep = [], lab.sweep
+
+    def stop_in_the_second(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sweep(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(lab), "sweep", stop_in_the_second)
+        assert main(["reproduce", "--smoke", "mine.py", "long.py"]) == 130
+    text, error = capsys.readouterr()
+    assert text.count("it decays") == 2  # as it fell, and in the table
+    hint = "jaxlr reproduce --resume --smoke mine.py long.py"
+    assert error == f"Stopped in 2 of 2. Go on with `{hint}`.\n"
+    kept = {p: p.stat().st_ino for p in reproduced()["mine"].glob("chunks/*.npz")}
+    assert kept
+    assert main(hint.split()[1:]) == 0
+    assert {
+        p: p.stat().st_ino for p in reproduced()["mine"].glob("chunks/*.npz")
+    } == kept
+    assert lab.load(reproduced()["long"]).attrs["is_complete"]
+    assert len(list(Path("runs/reproduce/smoke").iterdir())) == 1
+    assert main(["reproduce", "--resume", "mine.py"]) == 2
+    assert "nothing in runs/reproduce/full to resume" in capsys.readouterr().err
+
+
+def test_reproduce_tells_files_of_one_name_apart(tmp_path, capsys):
+    """Each has its own helper, and its own run directory."""
+    for folder, value in (("a", 6), ("b", 600)):
+        path = tmp_path / folder / "one.py"
+        path.parent.mkdir()
+        path.write_text(
+            "import helper\n"
+            + MINE.replace('results["last"]', "helper.VALUE")
+            .replace("high=0.1", f"low={value}, high={value}")
+            .replace(
+                "return [",
+                "import late\n    assert late.VALUE == helper.VALUE\n    return [",
+            )
+        )
+        (path.parent / "helper.py").write_text(f"VALUE = {value}")
+        (path.parent / "late.py").write_text(f"VALUE = {value}")
+    assert main(["reproduce", "--smoke", "a/one.py", "b/one.py"]) == 0
+    assert capsys.readouterr().out.count("  holds  it decays") == 2
+    assert len(list(Path("runs/reproduce/smoke").glob("*/one-*"))) == 2
 
 
 @pytest.mark.parametrize("bound", ["0.1", "1e-9"])
@@ -459,10 +578,10 @@ def test_the_exit_status_comes_from_verdicts_not_from_a_table(
 
 def test_verdicts():
     good, bad = (Claim("c", 1.0, high=high) for high in (2.0, 0.0))
-    assert not lab.Judgement("x").has_failed
-    assert not lab.Judgement("x", (good,)).has_failed
-    assert lab.Judgement("x", (good, bad)).has_failed
-    assert lab.Judgement("x", (good,), ("no figure",)).has_failed
+    assert lab.Judgement("x").status == 0
+    assert lab.Judgement("x", (good,)).status == 0
+    assert lab.Judgement("x", (good, bad)).status == 1
+    assert lab.Judgement("x", (good, bad), ("no figure",)).status == 3
 
 
 def test_reproduce_without_names_takes_all_shipped(monkeypatch, mine, capsys):
@@ -485,11 +604,21 @@ def test_doctor_succeeds(capsys):
 
 
 def test_no_command_is_help_and_a_wrong_one_is_misuse(capsys):
-    for words, code in (([], 0), (["--help"], 0), (["lisst"], 2), (["run"], 2)):
+    for words, code in (([], 0), (["--help"], 0), (["run"], 2)):
         with pytest.raises(SystemExit) as caught:
             main(words)
         assert caught.value.code == code
-    assert "reproduce" in capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
+    assert "reproduce" in text
+    assert "Exit status: 0 if all is well; 1 if a claim fails" in text
+    assert main(["runn"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Unknown command 'runn'; did you mean 'run'? valid: list,")
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxlr {jaxlr.__version__}\n"
 
 
 @pytest.mark.aot

@@ -173,7 +173,7 @@ def test_a_lane_that_ends_last_does_not_move_the_others():
     long = sweep(COUNTING, {"limit": (3.0, 7.0, 900.0)})
     both = long.isel(limit=slice(2)).drop_vars("index")
     toys.assert_equal(both, short.drop_vars("index"))
-    assert int(long.diverged_at[2, 0]) == 127  # float32 ends at 2^128
+    assert int(long.diverged_at[2, 0]) == 128  # float32 ends at 2^128
 
 
 def test_the_sweep_stops_when_all_lanes_have_ended(segments, one_step):
@@ -185,7 +185,7 @@ def test_the_sweep_stops_when_all_lanes_have_diverged(segments, one_step):
     forever = {"limit": (1e9,), "growth": (2.0**60, 2.0**70)}
     found = sweep(COUNTING, forever)
     assert segments == [(0, 1), (1, 2), (2, 3)]
-    assert found.diverged_at.values.ravel().tolist() == [2, 1]
+    assert found.diverged_at.values.ravel().tolist() == [3, 2]
     assert found.ended_at.values.ravel().tolist() == [3, 2]
 
 
@@ -200,13 +200,14 @@ def test_divergence_is_data_and_stays_in_its_lane():
     for name in ("loss", "diverged_at", "ended_at"):
         one, two = (x[name].values[others] for x in (calm, wild))
         assert one.tobytes() == two.tobytes(), name
-    at = wild.diverged_at.values[2]
+    at, ended = wild.diverged_at.values[2], wild.ended_at.values[2]
     assert (at > 0).all()
-    np.testing.assert_array_equal(wild.ended_at.values[2], at + 1)
+    assert (ended > 0).all()
     for seed in range(2):
         curve = wild.loss.values[2, seed]
         assert np.isfinite(curve[: at[seed]]).all()
-        assert np.isnan(curve[at[seed] + 1 :]).all()
+        assert not np.isfinite(curve[at[seed]])
+        assert np.isnan(curve[ended[seed] :]).all()
     assert (calm.diverged_at == -1).all()
 
 
@@ -216,6 +217,77 @@ def _explosive(key, hparams):
         return x, toys.Info(jnp.sum(state**2))
 
     return Solver(lambda key: jr.normal(key, (hparams.size,)), step)
+
+
+def _measured_badly(key, hparams):
+    """Its state is finite, what is measured of it is not, at most steps."""
+    del key
+
+    def step(key, state):
+        del key
+        is_good = jnp.round(jnp.log2(state.value)) % 5 == 0
+        loss = jnp.where(is_good, state.value, jnp.nan)
+        return Count(state.value * hparams.growth), toys.Info(loss)
+
+    return Solver(lambda key: Count(1.0), step)
+
+
+def _exploding(key, hparams):
+    del key
+
+    def step(key, state):
+        del key
+        return Count(state.value * hparams.growth), toys.Info(state.value)
+
+    return Solver(lambda key: Count(1.0), step)
+
+
+@pytest.mark.parametrize("every", [1, 3, 5])
+@pytest.mark.parametrize("solver", [_measured_badly, _exploding])
+def test_only_the_state_ends_a_lane_and_the_closed_form_agrees(solver, every):
+    growth = (2.0, 1.0) if solver is _measured_badly else (2.0, 2.0**30)
+    experiment = Experiment(
+        solver=solver, num_steps=40, hparams=Ending(), every=every, checkpoint_seconds=0
+    )
+    closed = Experiment(run=loop.closed_form(experiment), hparams=Ending(), every=every)
+    found, wanted = (sweep(x, {"growth": growth}) for x in (experiment, closed))
+    np.testing.assert_array_equal(found.diverged_at, wanted.diverged_at)
+    is_finite = np.isfinite(wanted.loss.values)
+    np.testing.assert_array_equal(np.isfinite(found.loss.values), is_finite)
+    np.testing.assert_array_equal(
+        found.loss.values[is_finite], wanted.loss.values[is_finite]
+    )
+    if solver is _measured_badly:
+        assert (found.ended_at == -1).all()
+        assert found.diverged_at.values[:, 0].tolist() == [
+            -1 if every == 5 else every,
+            -1,
+        ]
+    else:
+        # 2^150 is infinite: the state after step 4.
+        assert found.ended_at.values[:, 0].tolist() == [-1, 5]
+        assert found.diverged_at.values[:, 0].tolist() == [-1, -(-5 // every) * every]
+
+
+def test_what_a_step_after_the_end_would_do_leaves_no_trace():
+    """An exact solution is where the next step divides by zero."""
+
+    def solver(key, hparams):
+        del key
+
+        def step(key, state):
+            del key
+            rest = hparams.limit - state.value
+            return Count(state.value + rest / rest), toys.Info(state.value)
+
+        return Solver(lambda key: Count(0.0), step, lambda s: s.value >= hparams.limit)
+
+    experiment = COUNTING.replace(solver=solver, num_steps=9)
+    found = sweep(experiment, {"limit": (3.0, 7.0)})
+    assert found.ended_at.values.ravel().tolist() == [3, 7]
+    assert (found.diverged_at == -1).all()
+    curves = [np.minimum(np.arange(9), limit - 1) for limit in (3, 7)]
+    np.testing.assert_array_equal(found.loss.values[:, 0], curves)
 
 
 class Written(list):

@@ -107,7 +107,7 @@ def _record(directory, **config):
     path.write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("field", ["source", "jax", "device_kind"])
+@pytest.mark.parametrize("field", ["jaxlr", "jax", "device_kind"])
 def test_what_changed_decides_the_equality_expected(tmp_path, field):
     kept = sweep(toys.closed(), directory=tmp_path)
     _record(tmp_path, **{field: "of old"})

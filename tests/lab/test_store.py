@@ -250,7 +250,7 @@ def test_a_changed_sweep_is_refused_by_field(tmp_path, field):
     toys.assert_equal(load(tmp_path), sweep(toys.closed()))
 
 
-@pytest.mark.parametrize("field", ["source", "jaxlr", "jax", "jaxlib", "device_kind"])
+@pytest.mark.parametrize("field", ["jaxlr", "jax", "jaxlib", "device_kind"])
 def test_a_changed_version_is_refused_unless_forced(tmp_path, field):
     wanted = sweep(toys.closed(), directory=tmp_path, chunk=2)
     manifest = json.loads((tmp_path / "manifest.json").read_text())

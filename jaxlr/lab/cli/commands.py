@@ -1,9 +1,10 @@
 """What each command of the command line does. jax is imported by those that need it."""
 
+import dataclasses
 import datetime
 from pathlib import Path
 import secrets
-from typing import Annotated, Any, TYPE_CHECKING
+from typing import Annotated, Any, NamedTuple, TYPE_CHECKING
 
 import tyro
 
@@ -14,32 +15,74 @@ from jaxlr.lab.cli import axes
 if TYPE_CHECKING:
     import xarray as xr
 
-    from jaxlr.core import Experiment
     from jaxlr.lab.cli.flags import General, Invocation
+    from jaxlr.lab.judging import Judgement
 
 RUNS = Path("runs")
+Switch = tyro.conf.FlagCreatePairsOff[bool]
+Json = Annotated[Switch, tyro.conf.arg(name="json")]  # heeded by `main`
 
 
-def list_() -> int:
-    """Name the shipped experiments and their questions."""
+class Outcome(NamedTuple):
+    """What a command leaves behind.
+
+    Attributes:
+        status: The exit status.
+        summary: What `--json` prints.
+    """
+
+    status: int
+    summary: dict[str, Any]
+
+
+def list_(*, is_json: Json = False) -> Outcome:
+    """Name the shipped experiments and their questions.
+
+    Args:
+        is_json: Print one JSON object on stdout, all else on stderr.
+    """
     from jaxlr.lab import report
 
-    rows = [(name, find.summary(path)) for name, path in find.names().items()]
-    report.console().print(report.table(("experiment", "question"), rows))
-    return 0
+    rows = [(name, find.summary(path), path) for name, path in find.names().items()]
+    texts = [row[:2] for row in rows]
+    report.console().print(report.table(("experiment", "question"), texts))
+    keys = "name", "question", "path"
+    return Outcome(0, {"experiments": [dict(zip(keys, r, strict=True)) for r in rows]})
 
 
-def run(invocation: "Invocation") -> int:
-    """Plan, sweep, judge the claims, draw the figure; say where everything went."""
+def plan(invocation: "Invocation") -> Outcome:
+    """Say what a sweep would do: cells, programs, chunks, memory."""
     from jaxlr import lab
     from jaxlr.lab import report
 
-    console = report.console()
+    directory = _existing(invocation.general, invocation.experiment.name)
+    _say(invocation.notes)
+    arguments = _arguments(invocation.general, directory)
+    found = lab.plan(invocation.experiment, invocation.axes, **arguments)
+    report.console().print(str(found), markup=False)
+    return Outcome(0, _summary(found))
+
+
+def run(invocation: "Invocation") -> Outcome:
+    """Plan, sweep, judge the claims, draw the figure; say where everything went."""
+    from jaxlr import lab
+    from jaxlr.lab import judging, report
+
     general, experiment = invocation.general, invocation.experiment
-    directory = _directory(general, experiment.name)
-    for note in invocation.notes:
-        console.print(note, markup=False)
-    arguments: dict[str, Any] = {
+    directory = _existing(general, experiment.name) or new(RUNS / experiment.name)
+    _say(invocation.notes)
+    arguments = _arguments(general, directory)
+    found = lab.plan(experiment, invocation.axes, **arguments)
+    report.console().print(str(found), markup=False)
+    results = lab.sweep(experiment, invocation.axes, **arguments)
+    judgement = judging.judge(experiment, results, directory)
+    outcome = _conclude(judgement, results, directory)
+    return outcome._replace(summary=outcome.summary | {"plan": _summary(found)})
+
+
+def _arguments(general: "General", directory: Path | None) -> dict[str, Any]:
+    """What general flags are to `lab.plan` and `lab.sweep`."""
+    return {
         "num_seeds": general.seeds,
         "seed": general.seed,
         "directory": directory,
@@ -48,10 +91,17 @@ def run(invocation: "Invocation") -> int:
         "devices": _devices(general.device),
         "backend": general.backend,
     }
-    plan = lab.plan(experiment, invocation.axes, **arguments)
-    console.print(str(plan), markup=False)
-    results = lab.sweep(experiment, invocation.axes, **arguments)
-    return _conclude(experiment, results, directory)
+
+
+def _summary(plan: Any) -> dict[str, Any]:
+    return dataclasses.asdict(plan) | {"num_chunks": plan.num_chunks}
+
+
+def _say(sentences: tuple[str, ...]) -> None:
+    from jaxlr.lab import report
+
+    for sentence in sentences:
+        report.console().print(report.literal(sentence))
 
 
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
@@ -65,24 +115,38 @@ _Recorded = Annotated[
 _Cell = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
 ]
-_Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 
-def show(run: _Run, /, *, experiment: _Recorded = None) -> int:
-    """Show a run's provenance and claims, and draw its figure anew.
+def show(
+    run: _Run, /, *, experiment: _Recorded = None, is_json: Json = False
+) -> Outcome:
+    """Show a run's provenance, claims and figure.
+
+    Without --experiment no file of its author is executed: the verdicts are those that
+    the run recorded. With it, claims are judged and the figure is drawn anew.
 
     Args:
         run: The run directory.
-        experiment: The experiment whose claims and figure are shown.
+        experiment: The experiment that judges and draws.
+        is_json: Print one JSON object on stdout, all else on stderr.
     """
     from jaxlr import lab
-    from jaxlr.lab import report, store
+    from jaxlr.lab import engine, judging, report, store
 
+    run = run.expanduser()
     results = lab.load(run)
     report.console().print(report.attributes_table(results.attrs))
-    manifest = store.read_manifest(run)
-    found = find.find(experiment) if experiment else find.recorded(manifest)
-    return _conclude(found, results, run)
+    found = find.find(experiment) if experiment else None
+    if found is None and judging.recorded(run) is None:
+        found = engine.SWEPT.get(run.resolve())
+        if found is None and results.attrs["experiment"] in find.names():
+            found = find.recorded(store.read_manifest(run))
+    if found is None:
+        judgement = judging.recall(results, run)
+    else:
+        judgement = judging.judge(found, results, run)
+    outcome = _conclude(judgement, results, run)
+    return outcome._replace(summary=outcome.summary | {"attributes": results.attrs})
 
 
 def replay(
@@ -92,7 +156,8 @@ def replay(
     cell: _Cell = (),
     seed: int = 0,
     experiment: _Recorded = None,
-) -> int:
+    is_json: Json = False,
+) -> Outcome:
     """Run one cell of a run again, and compare it with what was stored.
 
     Args:
@@ -100,6 +165,7 @@ def replay(
         cell: The values of the cell's swept fields.
         seed: Index of the seed.
         experiment: The experiment that is run.
+        is_json: Print one JSON object on stdout, all else on stderr.
 
     Raises:
         ValueError: If a word of `cell` is not NAME=VALUE.
@@ -114,51 +180,13 @@ def replay(
             raise ValueError(f"--cell takes NAME=VALUE, got {text!r}.")
         values[name.replace("-", "_")] = axes.scalar(value)
     found = find.find(experiment) if experiment else None
-    results = lab.replay(run, values, seed, experiment=found)
-    console = report.console()
-    console.print(report.metrics_table(results))
-    console.print(results.attrs["replay"], markup=False)
-    return int(not results.attrs["is_equal"])
-
-
-def reproduce(
-    names: tyro.conf.Positional[
-        Annotated[
-            tuple[str, ...],
-            tyro.conf.arg(
-                metavar="NAME_OR_PATH ...", help_behavior_hint="(default: all)"
-            ),
-        ]
-    ] = (),
-    *,
-    smoke: _Switch = False,
-) -> int:
-    """Judge all claims of all experiments, in one table.
-
-    Args:
-        names: The experiments that are run.
-        smoke: Run them at their small sizes, in seconds each.
-    """
-    from jaxlr import lab
-    from jaxlr.lab import judging, report
-
-    console = report.console()
-    known = {name: find.find(name) for name in names}  # misspelled: before any runs
-    judgements = []
-    for name in known or find.names():
-        try:
-            experiment = known.get(name) or find.find(name)
-            if smoke:
-                experiment = experiment.replace(**experiment.smoke)
-            directory = _new_directory(experiment.name)
-            console.print(f"{name}: {directory}", markup=False)
-            results = lab.sweep(experiment, directory=directory)
-            judgement = judging.judge(experiment.replace(name=name), results, directory)
-        except Exception as e:  # the others are worth knowing all the same
-            judgement = lab.Judgement(name, problems=(judging.sentence(e),))
-        judgements.append(judgement)
-    console.print(report.claims_table(judgements))
-    return int(any(judgement.has_failed for judgement in judgements))
+    results = lab.replay(run.expanduser(), values, seed, experiment=found)
+    report.console().print(report.metrics_table(results))
+    _say((results.attrs["replay"],))
+    is_equal = bool(results.attrs["is_equal"])
+    summary = {"replay": results.attrs["replay"], "is_equal": is_equal}
+    metrics = {"metrics": report.ends(results)}
+    return Outcome(int(not is_equal), summary | metrics)
 
 
 def compile_(
@@ -166,12 +194,13 @@ def compile_(
     /,
     *,
     target: str,
-    smoke: _Switch = False,
+    smoke: Switch = False,
     chunk: Annotated[
         int | None,
         tyro.conf.arg(metavar="N", help_behavior_hint="(default: the whole group)"),
     ] = None,
-) -> int:
+    is_json: Json = False,
+) -> Outcome:
     """Does an experiment compile for a TPU or GPU, and fit? None is needed.
 
     A chunk of its largest compile group goes through the real compiler, in 32 bits.
@@ -181,6 +210,7 @@ def compile_(
         target: The chip: v4, v5e, v5p, v6e or h100.
         smoke: Compile the small size.
         chunk: Number of cells in flight at once.
+        is_json: Print one JSON object on stdout, all else on stderr.
     """
     import jax
 
@@ -194,60 +224,69 @@ def compile_(
     fn, args = lab.chunk_function(found, chunk=chunk)
     try:
         compilation = lab.compile_for(target, fn, *args)
-    except DoesNotFitError as e:
-        report.error(f"{found.name}: {e}")
-        return 1
-    except (NotImplementedError, jax.errors.JaxRuntimeError) as e:
-        report.error(
-            f"{found.name} does not compile for {target}: {e}{find.line_of(e)}"
-        )
-        return 1
-    console = report.console()
-    console.print(report.compilation_table(compilation, found.name))
+    except (DoesNotFitError, NotImplementedError, jax.errors.JaxRuntimeError) as e:
+        problem = f"{found.name} does not compile for {target}: {e}{find.line_of(e)}"
+        if isinstance(e, DoesNotFitError):
+            problem = f"{found.name}: {e}"
+        report.error(problem)
+        return Outcome(1, {"error": problem})
+    report.console().print(report.compilation_table(compilation, found.name))
     if found.x64:
-        console.print(f"{found.name} runs in 64-bit types elsewhere; 32-bit here.")
-    return int(not compilation.fits)
+        _say((f"{found.name} runs in 64-bit types elsewhere; 32-bit here.",))
+    found = {k: v for k, v in vars(compilation).items() if k != "compiled"}
+    fits = compilation.fits
+    return Outcome(int(not fits), found | {"total": compilation.total, "fits": fits})
 
 
-def doctor() -> int:
-    """Versions, devices, precision, and what would not work here and why."""
+def doctor(*, is_json: Json = False) -> Outcome:
+    """Versions, devices, precision, and what would not work here and why.
+
+    Args:
+        is_json: Print one JSON object on stdout, all else on stderr.
+    """
     from jaxlr.lab import doctor
 
-    return doctor.diagnose()
+    return Outcome(0, doctor.diagnose())
 
 
-def _conclude(experiment: "Experiment", results: "xr.Dataset", directory: Path) -> int:
-    """Judge, say what there is and where, the claims last; 0 if nothing fails."""
+def _conclude(
+    judgement: "Judgement", results: "xr.Dataset", directory: Path
+) -> Outcome:
+    """Say what there is and where, the claims last."""
     from jaxlr.lab import judging, report, store
 
     console = report.console()
-    judgement = judging.judge(experiment, results, directory)
-    if not results.attrs.get("is_complete", 1):
-        console.print(
-            f"The run is unfinished, its missing cells are NaN. Go on with --directory "
-            f"{directory} --resume.",
-            markup=False,
+    is_complete = bool(results.attrs.get("is_complete", 1))
+    if not is_complete:
+        _say(
+            (
+                "The run is unfinished, its missing cells are NaN. Go on with "
+                f"--directory {directory} --resume.",
+            )
         )
     files = {"results": "", "figure": judging.FIGURE, "manifest": store.MANIFEST}
-    for what, name in files.items():
-        if (path := directory / name).exists():
-            console.print(f"{what:9} {path}", markup=False, soft_wrap=True)
+    paths = {what: directory / name for what, name in files.items()}
+    paths = {what: path for what, path in paths.items() if path.exists()}
+    for what, path in paths.items():
+        console.print(report.literal(f"{what:9} {path}"), soft_wrap=True)
+    _say(judgement.notes)
     for problem in judgement.problems:
         report.error(problem)
     if judgement.claims:
         console.print(report.claims_table([judgement]))
-    elif experiment.claims is None:
-        console.print(f"{experiment.name} makes no claims.", markup=False)
-    return int(judgement.has_failed)
+    elif not judgement.problems and not judgement.notes:
+        _say((f"{judgement.name} makes no claims.",))
+    summary = judging.summary(judgement) | {"is_complete": is_complete}
+    return Outcome(judgement.status, summary | paths)
 
 
-def _directory(general: "General", name: str) -> Path:
-    """The run directory that the flags ask for."""
+def _existing(general: "General", name: str) -> Path | None:
+    """The run directory that the flags name, or the newest unfinished one."""
     if general.directory is not None:
-        return Path(general.directory)
+        return Path(general.directory).expanduser()
     if not general.resume:
-        return _new_directory(name)
-    from jaxlr.lab import judging, report
+        return None
+    from jaxlr.lab import judging
 
     folder = RUNS / name
     found = folder.iterdir() if folder.is_dir() else ()
@@ -258,13 +297,14 @@ def _directory(general: "General", name: str) -> Path:
             "name one by --directory."
         )
     newest = max(unfinished)
-    report.console().print(f"Resuming {newest}", markup=False)
+    _say((f"Resuming {newest}",))
     return newest
 
 
-def _new_directory(name: str) -> Path:
+def new(folder: Path) -> Path:
+    """A directory in that folder which nobody else has."""
     now = datetime.datetime.now(datetime.UTC)
-    return RUNS / name / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    return folder / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def _devices(platform: str | None) -> list[Any] | None:

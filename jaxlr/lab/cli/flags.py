@@ -16,7 +16,7 @@ from typing import (
 import tyro
 
 from jaxlr.lab import find
-from jaxlr.lab.cli import axes
+from jaxlr.lab.cli import axes, config
 
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ def _unset(metavar: str, default: str) -> Any:
 class General:
     """Flags that every experiment has."""
 
+    config: Annotated[str | None, _unset("FILE", "none")] = None
+    """TOML file of flags by their names, and of axes in a table [axis]; flags that are
+    given here outdo it."""
+    json: _Switch = False
+    """Print one JSON object on stdout, all else on stderr."""
     smoke: _Switch = False
     """The small size, which runs in seconds."""
     axis: tyro.conf.UseAppendAction[
@@ -90,9 +95,14 @@ class Run(General):
     """A name from `jaxlr list`, or the path of a file of your own."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Run):
+    """What `jaxlr run` would do with the same flags; nothing is run or written."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Invocation:
-    """What a command line of `run` asks for.
+    """What a command line of `run` or `plan` asks for.
 
     Attributes:
         general: The flags that every experiment has.
@@ -107,24 +117,27 @@ class Invocation:
     notes: tuple[str, ...]
 
 
-def parse(args: Sequence[str], prog: str = "jaxlr run") -> Invocation:
-    """Read the arguments of `jaxlr run`.
+def parse(args: Sequence[str], command: type[Run] = Run) -> Invocation:
+    """Read the arguments of `jaxlr run`, or of `jaxlr plan`.
 
     Raises:
         ValueError: On misuse that only the experiment can tell.
         SystemExit: By tyro: on `--help`, and on flags that do not exist.
     """
-    args = list(args)
+    args, prog = list(args), f"jaxlr {command.__name__.lower()}"
     bare = [arg for arg in args if arg not in ("-h", "--help")]
-    _, rest = tyro.cli(General, args=bare, prog=prog, return_unknown_args=True)
+    general, rest = tyro.cli(General, args=bare, prog=prog, return_unknown_args=True)
     if not rest:
-        tyro.cli(Run, args=args, prog=prog)  # help, or "missing"
+        tyro.cli(command, args=args, prog=prog)  # help, or "missing"
     name = rest[0]
     if name.startswith("-"):
         raise ValueError(
             f"The experiment comes before its own flags: {prog} NAME {name} ..."
         )
     args.remove(name)
+    if general.config is not None:
+        switches = [f.name for f in dataclasses.fields(General) if f.type is _Switch]
+        args = config.words(general.config, args, switches) + args
     experiment = find.find(name)
     x64 = Annotated[bool, tyro.conf.arg(help="Trace under 64-bit types.")]
     flags, without = _hparams_flags(experiment)
@@ -134,7 +147,7 @@ def parse(args: Sequence[str], prog: str = "jaxlr run") -> Invocation:
         ("hparams", hparams, dataclasses.field(default_factory=dict)),
     ]
     cls = dataclasses.make_dataclass("Run", own, bases=(General,), frozen=True)
-    text = f"Sweep {experiment.name}: its plan, results, claims and figure."
+    text = f"{experiment.name}: {(command.__doc__ or '').splitlines()[0]}"
     if without:
         text += f" No flags, to be set in Python: {', '.join(without)}."
     flags = tyro.cli(cls, args=args, prog=f"{prog} {name}", description=text)
