@@ -171,7 +171,8 @@ def _steps(cells, name):
 def claims(results) -> list[Claim]:
     """Flops by slopes and by counts, memory by bounds, agreement."""
     every = results
-    masked = lab.select(every, mask=[form[-1] for form in MASKED])
+    masks = sorted({*every["mask"].values} - {"none"})
+    masked = lab.select(every, mask=masks or "causal")  # without any, an error
     results = lab.select(results, mask="none")
     exact, linear = (
         lab.select(results, implementation=name) for name in ("xla", "polynomial")
@@ -277,7 +278,7 @@ EXPERIMENT = Experiment(
     ),
     smoke={
         "axes": (
-            Axis(FIELDS, (EXACT, ("polynomial", 16, 2, "none"), *MASKED)),
+            Axis(FIELDS, (EXACT, ("polynomial", 16, 2, "none"), MASKED[0])),
             Axis("num_positions", (4096, 65536)),
         ),
     },

@@ -36,7 +36,7 @@ def compiled_cost(fn: Callable[..., Any], *args: Any) -> Cost:
     """
     traced: Any = jax.jit(fn).trace(*args)
     repeated = _repeated(traced.jaxpr.jaxpr)
-    compiled = traced.lower().compile()
+    compiled = _compiled(traced.lower())
     sizes: Any = compiled.memory_analysis()
     return Cost(_counted(compiled) + repeated, sizes.temp_size_in_bytes)
 
@@ -63,9 +63,15 @@ def _repeated(jaxpr: Any) -> float:
         if length > seen:
             body = eqn.params["jaxpr"]
             structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in body.in_avals]
-            program = jax.jit(jaxpr_as_fun(body)).lower(*structs).compile()
+            program = _compiled(jax.jit(jaxpr_as_fun(body)).lower(*structs))
             total += (length - seen) * _counted(program)
     return total
+
+
+def _compiled(lowered: Any) -> jax.stages.Compiled:
+    """The program, which is not run: on a CPU its machine code is not optimized."""
+    is_cpu = jax.default_backend() == "cpu"
+    return lowered.compile({"xla_backend_optimization_level": 0} if is_cpu else None)
 
 
 def _counted(compiled: jax.stages.Compiled) -> float:

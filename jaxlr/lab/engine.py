@@ -94,7 +94,8 @@ def sweep(
         compiled, team = Compiled(request), None
         if executor is not None:
             team = stack.enter_context(tasks.team(executor, compiled, place))
-        run = _Run(compiled, root, resume, team)
+        with Progress(None, phase="Plan"):
+            run = _Run(compiled, root, resume, team)
         if root is not None:
             SWEPT[root.resolve()] = experiment
         try:
@@ -276,12 +277,13 @@ class _Run:
         )
         first, last = chunk.seeds[0], chunk.seeds[1] - 1
         others = f" So did {len(failures) - 1} others." * (len(failures) > 1)
+        what = ": ".join(filter(None, (type(error).__name__, str(error))))
         rest = "All else is finished and kept; mend the cause and go on with resume."
         if self.root is None:
             rest = "Nothing was kept: the sweep had no `directory`."
         raised = RuntimeError(
             f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} ({values}; "
-            f"seeds {first}..{last}) failed: {type(error).__name__}: {error}.{others} "
+            f"seeds {first}..{last}) failed: {what}.{others} "
             f"{rest}"
         )
         raised.__cause__ = error

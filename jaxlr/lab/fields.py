@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints, Literal, Union
 import jax
 import numpy as np
 
-from jaxlr.lab import docs
+from jaxlr.lab import docs, modules
 
 
 PLAIN = bool, int, float, str
@@ -128,7 +128,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, PLAIN):
         return value
     name = getattr(value, "__qualname__", None)  # a repr would hold an address
-    return f"{value.__module__}.{name}" if name else repr(value)
+    return f"{modules.plain(value.__module__)}.{name}" if name else repr(value)
 
 
 def restored(recorded: Any, field: Field) -> Any:

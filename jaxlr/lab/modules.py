@@ -39,6 +39,11 @@ def name_of(path: Path) -> str:
     return ".".join((first, *(f.name for f in inner), path.stem.replace(".", "_")))
 
 
+def plain(name: str) -> str:
+    """A module's name without its name space, which knows where the folder lies."""
+    return name.partition(".")[2] if name.startswith(PREFIX) else name
+
+
 def load(name: str, path: Path) -> ModuleType:
     """The file as a module of that name, in a name space if it is one of `name_of`.
 

@@ -16,6 +16,7 @@ from jaxlr.lab import grid, memory, program, provenance, store, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.gate import Gate
 from jaxlr.lab.memory import format_bytes
+from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
 
 
@@ -153,6 +154,7 @@ def plan(
     compiled = Compiled(request)
     root, machine = place(directory, resume), memory.Machine.of(request.devices)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(Progress(None, phase="Plan"))
         team = None
         if executor is not None:
             team = stack.enter_context(tasks.team(executor, compiled, None))

@@ -16,11 +16,15 @@ class Progress:
     """Counts lanes (a cell with a seed), fractions allowed, and times the phases.
 
     Args:
-        num_lanes: Number of lanes in all.
+        num_lanes: Number of lanes in all; None where none is run, but something else
+            takes its time.
         num_done: Number of those that an earlier process finished.
+        phase: What is done, in a word.
     """
 
-    def __init__(self, num_lanes: int, num_done: int = 0):
+    def __init__(
+        self, num_lanes: int | None, num_done: int = 0, *, phase: str = "Sweep"
+    ):
         from rich import progress as rich_progress
         from rich.console import Console
 
@@ -37,18 +41,23 @@ class Progress:
         columns = [
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(40 if console.width >= _NARROW else 10),
-            rich_progress.TaskProgressColumn(),
-            rich_progress.TimeRemainingColumn(),
         ]
-        if console.width >= _NARROW:
-            columns[3:3] = [rich_progress.TextColumn("left")]
-            text = "compiled {task.fields[compiled]:.1f} s"
-            columns += [rich_progress.TextColumn(text)]
+        if num_lanes is not None:
+            percentage = rich_progress.TaskProgressColumn()
+            columns += [percentage, rich_progress.TimeRemainingColumn()]
+            if console.width >= _NARROW:
+                columns[3:3] = [rich_progress.TextColumn("left")]
+                text = "compiled {task.fields[compiled]:.1f} s"
+                columns += [rich_progress.TextColumn(text)]
         self._bar = rich_progress.Progress(
-            *columns, console=console, disable=not can_draw
+            *columns,
+            console=console,
+            disable=not can_draw,
+            transient=num_lanes is None,
         )
+        self._phase = phase
         self._task = self._bar.add_task(
-            "Sweep", total=num_lanes, completed=num_done, compiled=0
+            phase, total=num_lanes, completed=num_done, compiled=0
         )
         self._has_ended = threading.Event()
         self._writer = threading.Thread(target=self._write_lines, daemon=True)
@@ -82,12 +91,12 @@ class Progress:
     def line(self) -> str:
         """The phase, lanes done of all, time since the start, and an estimate."""
         task = self._bar.tasks[0]
-        done, total = task.completed, task.total or 0
+        elapsed = f"{_clock(time.perf_counter() - self._begun)} elapsed"
+        if task.total is None:
+            return f"{task.description}: {elapsed}"
+        done, total = task.completed, task.total
         new = done - self._num_before
-        parts = [
-            f"{task.description}: {int(done)} of {int(total)} lanes",
-            f"{_clock(time.perf_counter() - self._begun)} elapsed",
-        ]
+        parts = [f"{task.description}: {int(done)} of {int(total)} lanes", elapsed]
         if 0 < new and done < total:
             parts.append(
                 f"about {_clock(self.run_seconds * (total - done) / new)} left"
@@ -105,7 +114,7 @@ class Progress:
             self._compiling_since = None
             self.compile_seconds += time.perf_counter() - begun
             self._bar.update(
-                self._task, description="Sweep", compiled=self.compile_seconds
+                self._task, description=self._phase, compiled=self.compile_seconds
             )
 
     def advance(self, lanes: float) -> None:

@@ -335,9 +335,15 @@ def team(executor: Any, compiled: Compiled, root: Path | None) -> Iterator[Team]
             for this machine's folder of temporary files.
 
     Raises:
-        ValueError: If the experiment cannot be sent, or the executor forks.
+        ValueError: If it is no executor, or one that forks, or if the experiment
+            cannot be sent.
         RuntimeError: If a worker cannot take it over.
     """
+    if not hasattr(executor, "submit"):
+        raise ValueError(
+            "`executor` must be a concurrent.futures.Executor, or one of submitit or "
+            f"Dask, got {executor!r}."
+        )
     context = getattr(executor, "_mp_context", None)
     if context is not None and context.get_start_method() == "fork":
         raise ValueError(

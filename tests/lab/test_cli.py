@@ -11,7 +11,7 @@ import pytest
 import jaxlr
 from jaxlr import lab
 from jaxlr.core import Claim
-from jaxlr.lab import find
+from jaxlr.lab import find, progress
 from jaxlr.lab.cli import commands, flags, main
 from tests.lab._files import LONG, MINE
 
@@ -59,6 +59,7 @@ EXPERIMENT = Experiment(run=run, hparams=HParams(), axes={"opt.lr": (0.1, 0.2)})
 @pytest.fixture(autouse=True)
 def _somewhere_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "FIRST_LINE", 600.0)  # also where all is slow
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "200")  # tyro's and rich's tables unwrapped
 

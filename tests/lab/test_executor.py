@@ -332,6 +332,38 @@ def test_an_executor_that_forks_is_refused():
             sweep(toys.closed(), executor=pool)
 
 
+@pytest.mark.misuse
+def test_what_is_no_executor_is_refused():
+    with pytest.raises(ValueError, match=r"`executor` must be .*, got 4\."):
+        sweep(toys.closed(), executor=4)
+
+
+def test_ctrl_c_cancels_what_waits(tmp_path):
+    """And keeps what has come in."""
+    asked, cancelled = [], []
+
+    class Stopped(Job):
+        def cancel(self):
+            cancelled.append(self)
+
+        def done(self):  # never, and when asked again the user has had enough
+            asked.append(self)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return False
+
+    class Stopping(AtOnce):
+        def submit(self, fn, /, *args):
+            if self.num_submitted < 2:
+                return super().submit(fn, *args)
+            return Stopped(None, None)
+
+    executor = Stopping()
+    with pytest.raises(KeyboardInterrupt, match="1 of 3 chunks are kept"):
+        sweep(toys.closed(), directory=tmp_path, chunk=2, executor=executor)
+    assert len(cancelled) == 2
+
+
 def test_a_run_moves_between_executors(tmp_path):
     wanted = sweep(toys.closed(), directory=tmp_path, chunk=2)
     (tmp_path / "chunks/g000-c00001.npz").unlink()
@@ -377,8 +409,8 @@ class Faulty(AtOnce):
 def test_a_failed_task_is_named_and_costs_no_other(tmp_path, error):
     """One that was cancelled too, and `sys.exit` in a worker."""
     fields = r"size=3; rate=0\.3, 0\.4; seeds 0\.\.1"
-    what = rf"failed: {type(error).__name__}: {error}.*resume"
-    message = rf"Cells 2\.\.3 of group 0 \({fields}\) {what}"
+    what = f"failed: {type(error).__name__}{f': {error}' if str(error) else ''}"
+    message = rf"Cells 2\.\.3 of group 0 \({fields}\) {what}\. .*resume"
     axes = {"size": [3, 4], "rate": toys.RATES}
     with pytest.raises(RuntimeError, match=message) as caught:
         sweep(toys.closed(), axes, directory=tmp_path, chunk=2, executor=Faulty(error))
@@ -459,6 +491,46 @@ def test_without_cloudpickle_a_lambda_is_refused(monkeypatch, module):
     what = "cloudpickle" if module == "__main__" else "cannot be sent to an executor"
     with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match=what):
         sweep(experiment, chunk=2, executor=pool)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["restart", "close"])
+def test_a_dask_cluster_may_be_stopped_in_mid_run(tmp_path, how):
+    """Which cancels tasks: the run goes on later, and is not complete before."""
+    distributed = pytest.importorskip("distributed")
+    wanted = sweep(toys.slow("closed"), chunk=2)
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with (
+        distributed.LocalCluster(processes=True, **settings) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+
+        def stop():
+            while not list(tmp_path.glob("chunks/*.npz")):
+                time.sleep(0.01)
+            getattr(client, how)()
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        executor, message = client.get_executor(), r"Cells .* failed.*go on with resume"
+        with pytest.raises(RuntimeError, match=message):
+            sweep(toys.slow("closed"), directory=tmp_path, chunk=2, executor=executor)
+        thread.join()
+    assert 1 <= len(list(tmp_path.glob("chunks/*.npz"))) < 12
+    assert not store.read_manifest(tmp_path)["is_complete"]
+    assert load(tmp_path).loss.isnull().any()
+    found = sweep(toys.slow("closed"), directory=tmp_path, resume=True)
+    toys.assert_equal(found, wanted)
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_that_fails_costs_no_other(tmp_path):
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.LocalExecutor(tmp_path / "logs")
+    failing, axes, root = _fails_at(0.3), {"rate": [0.2, 0.3]}, tmp_path / "run"
+    with pytest.raises(RuntimeError, match=r"(?s)rate=0\.3; .*data are not positive"):
+        sweep(failing, axes, directory=root, chunk=1, executor=executor)
+    assert [p.name for p in (root / "chunks").iterdir()] == ["g000-c00000.npz"]
 
 
 @pytest.mark.slow

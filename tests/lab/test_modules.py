@@ -9,7 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from jaxlr import lab
-from jaxlr.lab import find, modules
+from jaxlr.lab import fields, find, modules
 from tests.lab import _toys as toys
 
 
@@ -195,6 +195,17 @@ def test_what_is_imported_already_is_not_loaded_twice(tmp_path):
     found = experiment.run(None, experiment.hparams)["found"]
     assert found == (sys, 7, sys.modules["jax"])
     assert jaxlr.core is sys.modules["jaxlr.core"]
+
+
+def test_a_run_records_names_that_a_move_does_not_change(tmp_path):
+    """Functions and classes as fields are compared at resume by their names."""
+    for folder in ("a", "b"):
+        body = BODY.replace('"Settings" = Settings()', "object = inner.relu")
+        path = write(tmp_path / folder, 2, body)
+        inner = path.parent / "package" / "inner.py"
+        inner.write_text("from helper import VALUE\ndef relu(x): return x")
+        found = fields.plain(find.find(path).hparams)
+        assert found["settings"] == "package.inner.relu"
 
 
 def test_a_module_that_is_missing_is_named_as_it_was_written(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from jaxlr import lab
 from jaxlr.core import Claim
-from jaxlr.lab import engine, find, judging, store
+from jaxlr.lab import engine, find, judging, progress, store
 from jaxlr.lab.cli import main
 from tests.lab._files import MINE
 
@@ -18,6 +18,7 @@ from tests.lab._files import MINE
 @pytest.fixture(autouse=True)
 def _somewhere_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "FIRST_LINE", 600.0)  # also where all is slow
     monkeypatch.setenv("COLUMNS", "200")
 
 

@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 
+from jaxlr import lab
 from jaxlr.core import Claim
 from jaxlr.lab import find, progress, report
 from jaxlr.lab.judging import Judgement
@@ -73,6 +74,19 @@ def test_lines_come_soon_and_then_rarely(monkeypatch):
     shown._write_lines()
     assert pauses == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
     assert len(stream.getvalue().splitlines()) == 10  # one of them at the end
+
+
+def test_a_plan_that_takes_long_is_told_of(quick, monkeypatch):
+    """By itself, and before a sweep: it compiles."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.001)
+    for call in (lab.plan, lab.sweep):
+        before = len(stream.getvalue())
+        call(toys.closed(size=4 if call is lab.plan else 5))
+        said = stream.getvalue()[before:].splitlines()
+        assert said[0] == "Plan: 0:00:00 elapsed"
+        assert said[-1].startswith("Plan" if call is lab.plan else "Sweep: 10 of 10")
 
 
 def test_a_short_sweep_is_silent(quick, monkeypatch):

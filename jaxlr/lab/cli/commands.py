@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, TYPE_CHECKING
 
 import tyro
 
-from jaxlr.lab import find
+from jaxlr.lab import find, progress
 from jaxlr.lab.cli import axes
 
 
@@ -70,7 +70,7 @@ def run(invocation: "Invocation") -> Outcome:
 
     general, experiment = invocation.general, invocation.experiment
     directory = _existing(general, experiment.name) or new(RUNS / experiment.name)
-    _say(invocation.notes)
+    _say((f"{experiment.name}: {directory}", *invocation.notes))
     arguments = _arguments(general, directory)
     found = lab.plan(experiment, invocation.axes, **arguments)
     report.console().print(str(found), markup=False)
@@ -180,7 +180,8 @@ def replay(
             raise ValueError(f"--cell takes NAME=VALUE, got {text!r}.")
         values[name.replace("-", "_")] = axes.scalar(value)
     found = find.find(experiment) if experiment else None
-    results = lab.replay(run.expanduser(), values, seed, experiment=found)
+    with progress.Progress(None, phase="Replay"):
+        results = lab.replay(run.expanduser(), values, seed, experiment=found)
     report.console().print(report.metrics_table(results))
     _say((results.attrs["replay"],))
     is_equal = bool(results.attrs["is_equal"])
@@ -223,7 +224,8 @@ def compile_(
         found = found.replace(**found.smoke)
     fn, args = lab.chunk_function(found, chunk=chunk)
     try:
-        compilation = lab.compile_for(target, fn, *args)
+        with progress.Progress(None, phase="Compile"):
+            compilation = lab.compile_for(target, fn, *args)
     except (DoesNotFitError, NotImplementedError, jax.errors.JaxRuntimeError) as e:
         problem = f"{found.name} does not compile for {target}: {e}{find.line_of(e)}"
         if isinstance(e, DoesNotFitError):
