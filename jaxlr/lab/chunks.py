@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlr.core import compat
 from jaxlr.lab import results, signals
-from jaxlr.lab.lane import Lane, LANE
+from jaxlr.lab.lane import LANE, Lane
 from jaxlr.lab.manifest import Chunk
 from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # Of a curve: how it is reduced, and what changes nothing in it.
-OVER_STEPS = {
+OVER_STEPS: dict[str, Any] = {
     "last": None,
     "min": (np.min, np.inf),
     "max": (np.max, -np.inf),
@@ -139,8 +139,6 @@ def scores(results: "xr.Dataset", metric: str, over_steps: str) -> "xr.DataArray
     Raises:
         ValueError: As `best` says.
     """
-    import xarray as xr
-
     checks.choice("`over_steps`", over_steps, OVER_STEPS)
     dims = cell_dims(results)
     values = results[checks.choice("metric", metric, [*results.data_vars])]
@@ -153,19 +151,34 @@ def scores(results: "xr.Dataset", metric: str, over_steps: str) -> "xr.DataArray
             f"The metric {metric!r} has the dimensions {sorted(map(str, others))} too; "
             f"reduce them, as by results.assign(x=results[{metric!r}].max(...))."
         )
-    values = _with_seeds(values.astype(np.float64))
-    if "step" in values.dims:
-        length = results.get("step_length", xr.DataArray(values.sizes["step"]))
-        if over_steps == "last":
-            values = values.isel(step=length - 1).drop_vars("step", errors="ignore")
-        else:
-            reduce, padding = OVER_STEPS[over_steps]
-            is_step = xr.DataArray(np.arange(values.sizes["step"]), dims="step")
-            values = values.where(is_step < length, padding)
-            values = values.reduce(reduce, "step").where(length > 0)
-            if over_steps == "mean":
-                values = values / length
-    return in_cells(values, dims)
+    length = results.get("step_length")
+    return in_cells(_with_seeds(over(values, length, over_steps)), dims)
+
+
+def over(
+    values: "xr.DataArray", length: "xr.DataArray | None", over_steps: str
+) -> "xr.DataArray":
+    """Real numbers reduced over their steps, where they have any.
+
+    Args:
+        values: The numbers.
+        length: How many steps each cell has; None for as many as there are.
+        over_steps: A word of `OVER_STEPS`.
+    """
+    import xarray as xr
+
+    values = values.astype(np.float64)
+    if "step" not in values.dims:
+        return values
+    if length is None:
+        length = xr.DataArray(values.sizes["step"])
+    if over_steps == "last":
+        return values.isel(step=length - 1).drop_vars("step", errors="ignore")
+    reduce, padding = OVER_STEPS[over_steps]
+    is_step = xr.DataArray(np.arange(values.sizes["step"]), dims="step") < length
+    values = values.where(is_step, padding).reduce(reduce, "step")
+    values = values.where(length > 0)
+    return values / length if over_steps == "mean" else values
 
 
 def _with_seeds(variable: "xr.DataArray") -> "xr.DataArray":
