@@ -40,12 +40,8 @@ class Comparison:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that the runs share."""
-        names = (str(name) for name in self.results.data_vars)
-        return tuple(
-            name
-            for name in names
-            if name not in grid.RESERVED and not name.endswith("_length")
-        )
+        lanes = [str(n) for n, x in self.results.data_vars.items() if "seed" in x.dims]
+        return tuple(name for name in lanes if name not in grid.RESERVED)
 
     def gaps(self, metric: str, over_steps: str = "last") -> "xr.Dataset":
         """A metric's numbers for every run and cell, and how far the runs are apart.
@@ -104,11 +100,11 @@ class Comparison:
         return [n for n, x in pairs if {*x.dims} <= own and x.dtype.kind in "biuf"]
 
     def _overview(self, metric: str) -> list[str]:
-        """How many lanes of every other run are those of the first, bit by bit."""
+        """How many lanes of every other run equal those of the first, NaN included."""
         values = self.results[metric].transpose("run", "cell", "seed", ...).values
-        flat = values.reshape(*values.shape[:3], -1)
-        same = (flat == flat[:1]) | ((flat != flat) & (flat[:1] != flat[:1]))
-        lanes = same.all(-1)
+        first = values[:1]
+        is_same = (values == first) | ((values != values) & (first != first))
+        lanes = is_same.all(tuple(range(3, values.ndim)))
         return [f"{int(x.sum())} of {x.size}" for x in lanes[1:]]
 
     def _cells(self, metric: str, names: Sequence[str]) -> report.Sheet:
