@@ -92,7 +92,7 @@ def judge(
             is written only if the run is complete. Verdicts that it has stay as they
             were recorded; where they differ now, a note says so.
     """
-    directory, keeping = Path(directory), _Keeping([], [])
+    directory, keeping = store.folder(directory), _Keeping([], [])
     found = []
     try:
         found = claims(experiment, results)
@@ -118,7 +118,7 @@ def recall(results: "xr.Dataset", directory: str | Path) -> Judgement:
     Raises:
         RunDirectoryError: If the file of claims is not as it was written.
     """
-    directory, keeping = Path(directory), _Keeping([], [])
+    directory, keeping = store.folder(directory), _Keeping([], [])
     found = recorded(directory)
     if found is None:
         keeping.notes.append(
@@ -139,7 +139,7 @@ def recorded(directory: str | Path) -> list[Claim] | None:
     Raises:
         RunDirectoryError: If the file of claims is not as it was written.
     """
-    path = Path(directory) / CLAIMS
+    path = store.folder(directory) / CLAIMS
     try:
         return [_from_plain(claim) for claim in json.loads(path.read_text())]
     except FileNotFoundError:

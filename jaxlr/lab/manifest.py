@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlr.lab.lane import Metric, storage_dtype
+from jaxlr.lab.metrics import Metric, storage_dtype
 
 
 FORMAT = 2
@@ -40,6 +40,7 @@ _MANIFEST = {
     "source_path": (str, NoneType),
     "config": {
         "experiment": str,
+        "source": str,
         "hparams": dict,
         "axes": dict,
         "num_seeds": int,
@@ -133,10 +134,10 @@ def fields_of(axes: Mapping[str, Any], cells: Sequence[int]) -> dict[str, list[A
     }
 
 
-def misfits(
-    manifest: Mapping[str, Any], chunk: Chunk, arrays: Mapping[str, Any]
-) -> list[str]:
+def misfits(manifest: Mapping[str, Any], chunk: Chunk, arrays: Any) -> list[str]:
     """What is wrong with a chunk's arrays, leaves (seed, cell, ...), a line each."""
+    if not isinstance(arrays, Mapping):
+        return [f"there are no arrays by name, but {arrays!r}"]
     lanes = list(chunk.lanes)
     metrics = manifest["layout"][chunk.group]["metrics"]
     wanted = {name: (lanes, np.dtype(np.int32)) for name in manifest["counters"]} | {
@@ -178,6 +179,10 @@ def validated(content: Any) -> dict[str, Any]:
         manifest["layout"] = [{"seeds": seeds} | b for b in manifest["layout"]]
     _fits("", manifest, _MANIFEST)
     _check_axes(manifest["config"])
+    for name, digest in manifest["config"]["computation"].items():
+        _fits(f"config.computation.{name}", digest, str)
+    for name, kind in {"timings": dict, "forced": list}.items():
+        _fits(name, manifest.get(name, kind()), kind)
     for name, notes in manifest["field_notes"].items():
         _fits(f"field_notes.{name}", notes, dict)
     if unknown := set(manifest["counters"]).difference(COUNTERS):

@@ -65,7 +65,13 @@ def replay(
     )
     layout = manifest["layout"][group]
     experiment = experiment or SWEPT.get(directory.resolve()) or find.recorded(manifest)
-    experiment = _as_recorded(experiment, config)
+    try:
+        experiment = _as_recorded(experiment, config)
+    except (TypeError, ValueError) as e:
+        raise store.RunDirectoryError(
+            f"{directory / store.MANIFEST}: config.hparams holds what the experiment's "
+            f"fields cannot be: {e}. Restore it, or give the `experiment` as it was."
+        ) from e
     request = Request.make(
         experiment,
         {dim.fields: dim.points for dim in dims},

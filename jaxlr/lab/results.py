@@ -8,8 +8,8 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 
 from jaxlr.lab import fields, grid
-from jaxlr.lab.lane import Metric, storage_dtype
 from jaxlr.lab.manifest import Chunk, COUNTERS
+from jaxlr.lab.metrics import Metric, storage_dtype
 
 
 if TYPE_CHECKING:

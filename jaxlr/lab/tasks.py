@@ -173,13 +173,16 @@ def _forget(module: str) -> None:
         vars(sys.modules[parent]).pop(child, None)
 
 
+_UNSEEN = "the file of the sweep is not seen"
+
+
 def _in_worker(
     function: Callable[..., Any],
     parcel: _Parcel,
     content: bytes | None,
     *arguments: Any,
 ) -> Any:
-    """`function(sweep, *arguments)`; None where the sweep's file is not seen."""
+    """`function(sweep, *arguments)`; `_UNSEEN` where the sweep's file is not seen."""
     with contextlib.ExitStack() as stack:
         for name, value in parcel.settings:  # of this thread alone
             stack.enter_context(getattr(jax, name)(value))
@@ -188,7 +191,7 @@ def _in_worker(
                 parcel.digest, lambda: _unpack(parcel, content)
             )
         except _Unseen:
-            return None
+            return _UNSEEN
         return function(compiled, *arguments)
 
 
@@ -303,7 +306,7 @@ class Team:
                         result = future.result()
                     except (Exception, SystemExit) as e:
                         result = e
-                    if result is not None:
+                    if not isinstance(result, str) or result != _UNSEEN:
                         yield key, result
                         continue
                     self._parcel = dataclasses.replace(self._parcel, file=None)

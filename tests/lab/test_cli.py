@@ -3,8 +3,10 @@
 import json
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,6 +15,7 @@ from jaxlr import lab
 from jaxlr.core import Claim
 from jaxlr.lab import find, progress
 from jaxlr.lab.cli import commands, flags, main
+from tests.lab import _toys as toys
 from tests.lab._files import LONG, MINE
 
 
@@ -221,6 +224,22 @@ def test_nested_and_optional_fields_have_flags(tmp_path, swept):
         None,
     )
     assert axes == {("opt.betas", "decay"): ((1, None), (2, 3))}
+
+
+def test_a_file_of_flags_sets_nested_fields(tmp_path, swept):
+    (tmp_path / "nested.py").write_text(NESTED)
+    (tmp_path / "flags.toml").write_text(
+        "[opt]\nis_fast = false\nbetas = [0.5]\nweight_decay = 'None'\n"
+        "[axis]\nopt.lr = [0.3, 0.4]\n"
+    )
+    experiment, axes, _ = swept("nested.py", "--config", "flags.toml")
+    opt = experiment.hparams.opt
+    assert (opt.is_fast, opt.betas, opt.weight_decay) == (False, (0.5,), None)
+    assert axes == {"opt.lr": (0.3, 0.4)}
+    words = ("--config", "flags.toml", "--opt.is-fast", "--opt.lr", "0.25")
+    experiment, axes, _ = swept("nested.py", *words)
+    assert (experiment.hparams.opt.is_fast, experiment.hparams.opt.lr) == (True, 0.25)
+    assert axes == {}
 
 
 def test_help_lists_nested_and_optional_fields(tmp_path, capsys):
@@ -540,6 +559,36 @@ def test_reproduce_stopped_says_what_it_knows_and_goes_on(mine, capsys, monkeypa
     assert "nothing in runs/reproduce/full to resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_reproduce_in_a_process_is_stopped_by_ctrl_c_and_goes_on(mine, tmp_path):
+    """While the second is under way: what is known is printed, and nothing is lost."""
+    Path("slow.py").write_text(LONG.replace("num_steps=8", "num_steps=10**9"))
+    code = "import os, signal, sys\nfrom jaxlr.lab.cli import main\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += f"os.chdir({str(tmp_path)!r})\nsys.exit(main({{words}}))"
+    words = ["reproduce", "mine.py", "slow.py"]
+    process = toys.start(code.format(words=words))
+    assert process.stdout is not None
+    shown = []
+    while not any("2 of 2" in line for line in shown):
+        shown.append(process.stdout.readline())
+        assert shown[-1], process.communicate()
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert "  holds  it decays" in "".join(shown)
+    assert "it decays" in out
+    hint = "jaxlr reproduce --resume mine.py slow.py"
+    assert error.splitlines()[-1] == f"Stopped in 2 of 2. Go on with `{hint}`."
+    (root,) = Path("runs/reproduce/full").iterdir()
+    (chunk,) = root.glob("mine-*/chunks/g000-*.npz")
+    inode = chunk.stat().st_ino
+    words = ["reproduce", "--resume", "mine.py"]
+    assert "it decays" in toys.finish(toys.start(code.format(words=words)))
+    assert chunk.stat().st_ino == inode
+
+
 def test_reproduce_tells_files_of_one_name_apart(tmp_path, capsys):
     """Each has its own helper, and its own run directory."""
     for folder, value in (("a", 6), ("b", 600)):
@@ -670,9 +719,12 @@ def start(*words):
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["list"], ["run", "--help"], ["plan", "--help"]],
+)
 def test_help_and_list_import_nothing_heavy(words):
-    heavy = {"jax", "jaxlib", "numpy", "xarray", "matplotlib", "equinox"}
+    heavy = {"jax", "jaxlib", "numpy", "xarray", "matplotlib", "equinox", "filelock"}
     assert not start(*words) & heavy
 
 

@@ -116,8 +116,17 @@ def test_a_long_run_goes_on_in_mid_run_with_other_devices(
         patch.setattr(store, "write_arrays", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sweep(toys.long(), axes, devices=before, directory=tmp_path, chunk=4)
-    assert list((tmp_path / "segments").iterdir())
+    (checkpoint,) = (tmp_path / "segments").iterdir()
+    begun, advance = [], chunks._Long._advance
+
+    def spy(self, stop):
+        begun.append(self.t)
+        return advance(self, stop)
+
+    monkeypatch.setattr(chunks._Long, "_advance", spy)
+    saved, _ = store.read_arrays(checkpoint)
     found = sweep(toys.long(), axes, devices=after, directory=tmp_path, resume=True)
+    assert begun[0] == saved["t"] >= 3
     toys.assert_equal(found, wanted)
     toys.assert_equal(load(tmp_path), wanted)
     assert not list((tmp_path / "segments").iterdir())

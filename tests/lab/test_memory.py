@@ -8,7 +8,7 @@ import jax.random as jr
 import pytest
 
 from jaxlr.core import Experiment
-from jaxlr.lab import chunks, memory, plan, planning, sweep
+from jaxlr.lab import chunks, memory, plan, planning, store, sweep
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.request import Request
 from tests.lab import _toys as toys
@@ -219,8 +219,6 @@ def test_a_program_over_the_budget_is_narrowed(host, optimist, tmp_path):
 
 
 def _widths(directory):
-    from jaxlr.lab import store
-
     return [g["width"] for g in store.read_manifest(directory)["layout"]]
 
 
@@ -243,6 +241,34 @@ def test_a_program_that_the_compiler_refuses_is_narrowed(
     found = sweep(toys.closed(), directory=tmp_path)
     assert _widths(tmp_path) == [fits]
     toys.assert_equal(found, sweep(toys.closed(), chunk=fits))
+
+
+@pytest.mark.parametrize("make", [toys.closed, toys.long])
+def test_a_group_that_has_begun_keeps_its_width(tmp_path, monkeypatch, make):
+    """Its bits depend on it: nothing is fitted or narrowed anew for want of memory."""
+    write = store.write_arrays
+
+    def stopped(*args):
+        write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_arrays", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(make(), directory=tmp_path, chunk=2)
+    folder = "chunks" if make is toys.closed else "segments"
+    assert len(list(tmp_path.rglob("*.npz"))) == 1
+    assert len(list((tmp_path / folder).iterdir())) == 1
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("fitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "fit", refuse)
+        patch.setattr(Compiled, "budget", 1.0)
+        found = sweep(make(), directory=tmp_path, resume=True)
+    assert _widths(tmp_path) == [2]
+    toys.assert_equal(found, sweep(make(), chunk=2))
 
 
 def test_other_compiler_errors_are_not_swallowed(monkeypatch, optimist):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxlr.core import Experiment
-from jaxlr.lab import find, load, RunDirectoryError, store, sweep
+from jaxlr.lab import find, load, replay, RunDirectoryError, store, sweep
 from tests.lab import _toys as toys
 
 
@@ -267,7 +267,7 @@ def test_a_changed_version_is_refused_unless_forced(tmp_path, field):
     assert f"{field}: 'of old' -> " in found.attrs["forced"]
 
 
-@pytest.mark.parametrize("field", list(CHANGES)[:4])
+@pytest.mark.parametrize("field", list(CHANGES)[:5])
 def test_the_shape_of_a_sweep_cannot_be_forced(tmp_path, field):
     sweep(toys.closed(), directory=tmp_path)
     change = {"experiment": toys.closed()} | CHANGES[field]
@@ -275,6 +275,40 @@ def test_the_shape_of_a_sweep_cannot_be_forced(tmp_path, field):
         sweep(directory=tmp_path, resume="force", **change)
     assert "another directory" in str(caught.value)
     assert "--force" not in str(caught.value)
+
+
+def test_where_it_ran_is_recorded(tmp_path, monkeypatch):
+    """XLA's flags, and the commit of the experiment's file, edited since or not."""
+    flags = "--xla_force_host_platform_device_count=1"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    file = tmp_path / "mine.py"
+    file.write_text(SOURCE)
+    found = [sweep(find.find(file), directory=tmp_path / "run0")]
+    for command in (["init", "-q"], ["add", "mine.py"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    found.append(sweep(find.find(file), directory=tmp_path / "run1"))
+    file.write_text(SOURCE + "\n")
+    found.append(sweep(find.find(file), directory=tmp_path / "run2"))
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert [x.attrs["commit"] for x in found] == ["", head, f"{head}-dirty"]
+    assert {x.attrs["xla_flags"] for x in found} == {flags}
+
+
+def test_the_source_is_kept_and_never_run(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(SOURCE)
+    experiment = find.find(file)
+    wanted = sweep(experiment, directory=tmp_path / "run", chunk=1)
+    kept = tmp_path / "run/source.py"
+    assert kept.read_text() == SOURCE
+    kept.write_text("raise SystemExit")
+    (tmp_path / "run/chunks/g000-c00001.npz").unlink()
+    found = sweep(experiment, directory=tmp_path / "run", resume=True)
+    toys.assert_equal(found, wanted)
+    toys.assert_equal(load(tmp_path / "run"), wanted)
+    assert replay(tmp_path / "run", {"x": 2.0}, 0).attrs["is_equal"] == 1
+    assert kept.read_text() == "raise SystemExit"
 
 
 SOURCE = """

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from jaxlr.lab import chunks, load, store, sweep
+from jaxlr.lab.signals import USUAL
 from tests.lab import _toys as toys
 
 
 @pytest.fixture(autouse=True)
 def _ctrl_c_is_heard():
     """Also where a script put the tests in the background, with the signal ignored."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers = {number: signal.signal(number, usual) for number, usual in USUAL.items()}
     yield
-    signal.signal(signal.SIGINT, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _start(kind: str, directory: Path) -> subprocess.Popen:
@@ -74,17 +76,18 @@ def test_kills_at_random_leave_no_trace(tmp_path, kind, num_kills):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["closed", "long"])
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(tmp_path, kind):
-    """By Ctrl-C, then by `kill -9`, each when there is something new to go on from."""
-    for stop in (signal.SIGINT, signal.SIGKILL, signal.SIGKILL):
+    """By Ctrl-C, SIGTERM, `kill -9`, each when there is something new to go on from."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         process = _start(kind, tmp_path)
         assert _has_progressed(kind, tmp_path, process), process.communicate()
         process.send_signal(stop)
         since = time.perf_counter()
         out, err = process.communicate(timeout=60)
-        assert process.returncode == -stop
+        ends = {signal.SIGTERM: signal.SIGINT}  # a KeyboardInterrupt that nobody caught
+        assert process.returncode == -ends.get(stop, stop)
         assert out == ""
         assert load(tmp_path).attrs["is_complete"] == 0
-        if stop == signal.SIGINT:
+        if stop != signal.SIGKILL:
             assert time.perf_counter() - since < 10
             sentence = err.strip().splitlines()[-1]
             kept = len(list(tmp_path.glob("chunks/*.npz")))
@@ -112,6 +115,52 @@ def _has_progressed(kind: str, directory: Path, process: subprocess.Popen) -> bo
                 continue
         time.sleep(0.005)
     return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_long_run_that_is_stopped_keeps_its_segment(tmp_path, monkeypatch, number):
+    """However long ago the last checkpoint was; what is under way is finished first."""
+    rare = toys.long().replace(checkpoint_seconds=1e6)
+    ends, advance = [], chunks._Long._advance
+
+    def stopped(self, stop):
+        if len(ends) == 2:
+            signal.raise_signal(number)
+        out = advance(self, stop)
+        ends.append(self.t)
+        return out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks._Long, "_advance", stopped)
+        with pytest.raises(KeyboardInterrupt, match=r"0 of 2 chunks are kept"):
+            sweep(rare, directory=tmp_path, chunk=3)
+    saved, _ = store.read_arrays(tmp_path / "segments/g000-c00000.npz")
+    assert saved["t"] == ends[-1] == ends[2]
+    assert [signal.getsignal(s) for s in USUAL] == list(USUAL.values())
+    begun = []
+
+    def spy(self, stop):
+        begun.append(self.t)
+        return advance(self, stop)
+
+    monkeypatch.setattr(chunks._Long, "_advance", spy)
+    found = sweep(rare, directory=tmp_path, resume=True)
+    assert begun[0] == ends[-1]
+    toys.assert_equal(found, sweep(rare, chunk=3))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_program_handles_itself_is_left_to_it(monkeypatch, number):
+    heard, run = [], chunks.run
+    signal.signal(number, lambda *args: heard.append(args))
+
+    def signalled(*args, **kwargs):
+        signal.raise_signal(number)
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(chunks, "run", signalled)
+    toys.assert_equal(sweep(toys.closed()), sweep(toys.closed()))
+    assert len(heard) == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+import re
 from typing import Any
 
 
@@ -42,7 +43,7 @@ def words(path: str, given: Sequence[str], switches: Collection[str]) -> list[st
 def _named(given: Sequence[str]) -> tuple[set[str], set[str]]:
     """Fields that words fix by a flag, and fields that they sweep."""
     fixed = {
-        _plain(word.partition("=")[0].removeprefix("--").removeprefix("no-"))
+        _plain(re.sub(r"(^--|\.)(no-)?", r"\1", word.partition("=")[0])[2:])
         for word in given
         if word.startswith("--")
     }
@@ -64,7 +65,7 @@ def _words(
         if name == "axis":
             if not isinstance(value, Mapping):
                 raise ValueError(f"`axis` is a table, got {value!r}.")
-            for axis, spec in value.items():
+            for axis, spec in _flat(value):
                 if not _names(axis) & (fixed | swept):
                     yield f"--axis={axis}={_spec(axis, spec)}"
         elif isinstance(value, Mapping):
@@ -73,9 +74,19 @@ def _words(
             yield from _flag(name, value)
 
 
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`opt.lr = ...` under `[axis]` is a table in a table."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def _flag(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, bool):
-        yield f"--{name}" if value else f"--no-{name}"
+        table, dot, key = name.rpartition(".")
+        yield f"--{table}{dot}{'' if value else 'no-'}{key}"
     elif isinstance(value, list):
         yield from (f"--{name}", *(_word(name, x) for x in value))
     else:
