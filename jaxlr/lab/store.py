@@ -344,7 +344,7 @@ def refuse_changes(
     changed = [k for k in sorted({*old, *new}) if repr(old.get(k)) != repr(new.get(k))]
     if not any(k.startswith("computation.") for k in changed):
         changed = [k for k in changed if k != "source"]
-    lanes = ("axes", "num_seeds", "seed", "metrics")
+    lanes = ("axes", "num_seeds", "seed", "metrics", "halving")
     fixed = [k for k in changed if k.split(".")[0] in lanes]
     lines = [
         f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed

@@ -270,7 +270,7 @@ def test_another_question_is_refused(tmp_path):
     for changed in ({"eta": 2}, {"is_maximized": True}, {"num_rungs": 2}, {"seed": 1}):
         name = "seed" if "seed" in changed else r"halving\."
         with pytest.raises(RunDirectoryError, match=f"cannot be resumed[^$]*{name}"):
-            halved(toys.long(), directory=tmp_path, resume=True, **changed)
+            halved(toys.long(), directory=tmp_path, resume="force", **changed)
     with pytest.raises(RunDirectoryError, match=r"no run directory and not empty"):
         sweep(toys.long(), AXES, directory=tmp_path, resume=True)
     sweep(toys.long(), {"rate": [0.1]}, directory=tmp_path / "sweep")
