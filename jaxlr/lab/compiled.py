@@ -2,8 +2,9 @@
 
 Programs are kept for the process's life (the most recent ones) under the fingerprint of
 their computation, so that a sweep after its plan, or the same sweep again, compiles
-nothing, and a changed function is never mistaken for the old one: neither one that is
-traced, nor one that is only called, as host callbacks are.
+nothing, and a changed function is not mistaken for the old one: neither one that is
+traced, nor one that is only called, as host callbacks are, as far as a fingerprint
+follows what such code names.
 """
 
 from collections import OrderedDict

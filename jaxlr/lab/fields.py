@@ -127,8 +127,8 @@ def _plain(value: Any) -> Any:
         return repr(value)
     if value is None or isinstance(value, PLAIN):
         return value
-    name = getattr(value, "__qualname__", None)  # a repr would hold an address
-    return f"{modules.plain(value.__module__)}.{name}" if name else repr(value)
+    has_name = hasattr(value, "__qualname__")
+    return modules.named(value) if has_name else modules.shown(value)
 
 
 def restored(recorded: Any, field: Field) -> Any:

@@ -3,9 +3,15 @@
 A jaxpr is walked by its structure: primitives, parameters, types, constants, numbers of
 variables. What it holds without showing it counts too: host callbacks and the rules of
 `custom_vmap`, `custom_jvp` and `custom_vjp` by their bytecode, what they close over,
-their defaults, and the globals that they name, as far as to installed packages, which
-count by name and version. What is only displayed does not count: files, lines,
-docstrings, addresses, names of modules, the order of sets, colors, widths.
+their defaults, the globals that they name and what they import when they are called, as
+far as to installed packages, which count by name and version. Of a user's module that
+is what is asked of it by name; where it is passed on, stored, or asked by `getattr`, its
+whole file counts, without what that file imports. What only running the code would tell
+does not count: what `importlib` or `exec` find, files that are read.
+
+What is only displayed does not count: other files, lines, docstrings, addresses, names
+of modules, the order of sets, colors, widths. The order of a dict does, for host code
+may follow it: also where the dict was filled in a set's order.
 
 Some values are state rather than part of the computation: of what a callback without
 results, or a rule for derivatives, could change (a list that it fills, a counter), the
@@ -19,6 +25,8 @@ import dataclasses
 import enum
 import functools as ft
 import hashlib
+import importlib.metadata
+import math
 from pathlib import Path
 import re
 import secrets
@@ -43,6 +51,14 @@ KIND = "v2:"  # digests of format 1 have no such prefix: they are of a text
 _PROCESS = secrets.token_hex(4)
 _OPAQUE: list[Any] = []  # what only this process knows, kept so that it stays itself
 _ATOMS = type(None), bool, int, float, complex, str, bytes, range, types.EllipsisType
+_CONTAINERS = list, dict, bytearray
+_DESCRIPTORS = (
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
 # Parameters and fields of jax that say where something is from, or how to print it.
 _DISPLAYED = {"debug_info", "name_and_src_info", "np_printoptions", "logging_record"}
 _AVAL = "shape", "dtype", "weak_type", "sharding", "memory_space", "inner_aval"
@@ -95,6 +111,8 @@ class _Walk:
         self._mode = _Mode.STRUCTURE
         self._known: dict[Any, tuple[Any, bytes]] = {}
         self._open: dict[Any, int] = {}
+        self._lowest = math.inf  # how far out the cycles lead that were met since
+        self._cyclic: set[Any] = set()  # known, but by where they were met first
 
     def of(self, x: Any) -> bytes:
         """The hash of anything."""
@@ -105,14 +123,34 @@ class _Walk:
                 return self.of(x)
         key = id(x), self._mode
         if key in self._open:  # a cycle
+            self._lowest = min(self._lowest, self._open[key])
             return _hash("cycle", str(len(self._open) - self._open[key]))
         if key not in self._known:
+            before, self._lowest = self._lowest, math.inf
             self._open[key] = len(self._open)
             try:
                 self._known[key] = x, self._compound(x)  # kept: its id stays its own
             finally:
                 del self._open[key]
+            if self._lowest < len(self._open):
+                self._cyclic.add(key)
+            self._lowest = min(before, self._lowest)
+        elif key in self._cyclic:
+            self._lowest = -1
         return self._known[key][1]
+
+    def _unordered(self, items: Iterable[Any]) -> list[Any]:
+        """Hashes of a set's items: none knows what another has led to."""
+        if _is_flat(items):
+            return sorted(map(repr, items))
+        hashes = []
+        for x in items:
+            before = set(self._cyclic)
+            hashes.append(self.of(x))
+            for key in self._cyclic - before:
+                del self._known[key]
+            self._cyclic = before
+        return sorted(hashes)
 
     @contextlib.contextmanager
     def _as(self, mode: _Mode):
@@ -169,23 +207,32 @@ class _Walk:
             case enum.Enum():
                 return self._all("enum", type(x), x.name, x.value)
             case tuple():
-                return _hash("tuple", self.of(type(x)), *map(self.of, x))
+                parts = [_flat(x)] if _is_flat(x) else list(map(self.of, x))
+                return _hash("tuple", self.of(type(x)), *parts, self._attributes(x))
             case frozenset():
-                return _hash("frozenset", *sorted(map(self.of, x)))
-            case list() | set() | dict() | bytearray():
+                parts = self._unordered(x)
+                return _hash("set", self.of(type(x)), *parts, self._attributes(x))
+            case set():
+                return self._container(x)
+            case list() | dict() | bytearray() if type(x) in _CONTAINERS:
                 return self._container(x)
             case types.MappingProxyType():
-                return self._items("mapping", x.items())
+                return self._dict("mapping", x)
             case type():
                 return self._type(x)
             case types.ModuleType():
-                return _hash("module", _library(x.__name__))
+                return self._module(x)
             case types.CodeType():
                 return self._all("code", *bytecode.normal(x))
             case ft.partial():
-                return self._all(
-                    "partial", x.func, x.args, types.MappingProxyType(x.keywords)
-                )
+                keywords = self._items("keywords", x.keywords.items())
+                return _hash("partial", self.of(x.func), self.of(x.args), keywords)
+            case re.Pattern():
+                return self._all("pattern", x.pattern, x.flags)
+            case ft.cached_property():
+                return self._all("cached property", x.func)
+            case _ if isinstance(x, _DESCRIPTORS):
+                return _hash("descriptor", x.__qualname__)
             case types.MethodType():
                 return self._all("method", x.__func__, x.__self__)
             case types.BuiltinFunctionType():
@@ -240,18 +287,46 @@ class _Walk:
                     return _hash("array")
                 if array.dtype.hasobject:
                     return self._all("objects", array.shape, tuple(array.flat))
-        content = np.ascontiguousarray(array).tobytes()
-        return _hash("array", self.of(array.dtype), str(array.shape), content)
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return _hash("array", self.of(array.dtype), str(array.shape), content.data)
 
     def _container(self, x: Any) -> bytes:
-        name = type(x).__name__
+        kind = self.of(type(x))
         with self._hold(x):
             if not self._counts:
-                return _hash(name)
+                return _hash("container", kind)
             if isinstance(x, dict):
-                return self._items(name, x.items())
-            hashes = list(map(self.of, x))
-        return _hash(name, *(sorted(hashes) if isinstance(x, set) else hashes))
+                parts = [self._dict("items", x)]
+            elif isinstance(x, set):
+                parts = self._unordered(x)
+            else:
+                parts = [_flat(x)] if _is_flat(x) else list(map(self.of, x))
+        return _hash("container", kind, *parts, self._attributes(x))
+
+    def _dict(self, tag: str, x: Any) -> bytes:
+        """By its order, which host code may follow; jax sorts what it traces."""
+        if self._mode is _Mode.STRUCTURE:
+            return self._items(tag, x.items())
+        return _hash(tag, *(self.of(part) for pair in x.items() for part in pair))
+
+    def _attributes(self, x: Any, known: Iterable[str] = ()) -> bytes:
+        """What an instance has beside its items or fields."""
+        own = _lasting(type(x), getattr(x, "__dict__", {}))
+        own = [(name, value) for name, value in own if name not in set(known)]
+        if not own:
+            return b""
+        with self._hold(x):
+            return self._items("attributes", own) if self._counts else b""
+
+    def _module(self, x: types.ModuleType) -> bytes:
+        """An installed module, or a user's as a whole."""
+        if library := _library(x.__name__):
+            return _hash("module", library)
+        with self._hold(x):
+            try:
+                return _hash("module", Path(x.__file__ or "").read_bytes())
+            except (OSError, AttributeError):  # one made by hand, or a notebook
+                return self._alone(x) if self._counts else _hash("module")
 
     def _type(self, cls: type) -> bytes:
         if library := _library(cls.__module__):
@@ -277,40 +352,46 @@ class _Walk:
         parts = [_hash(library), self.of(code)]
         if library and _library(fn.__module__) and "<locals>" not in fn.__qualname__:
             return _hash("function", fn.__module__, fn.__qualname__, *parts)
-        reads, writes, attributes = bytecode.names(code)
+        names = bytecode.names(code)
         defaults = fn.__defaults__, types.MappingProxyType(fn.__kwdefaults__ or {})
         parts += [self.of(_unshared(defaults) if _is_tracer(library) else defaults)]
         for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
             parts.append(_hash("closure", name))
-            if name in writes and not self._counts:
+            if name in names.writes and not self._counts:
                 self._hold(cell)
                 continue
             with contextlib.suppress(ValueError):  # a variable not assigned yet
                 value = cell.cell_contents
                 value = _unshared(value) if _is_tracer(library) else value
-                parts.append(self._member(value, attributes))
+                parts.append(self._member(name, value, names))
         if library:
             return _hash("function", *parts)
-        for name in sorted(reads & space.keys()):
+        for name in sorted(names.reads & space.keys()):
             parts.append(_hash("global", name))
-            if name in writes and not self._counts:
+            if name in names.writes and not self._counts:
                 self._hold(space)
                 continue
-            parts.append(self._member(space[name], attributes))
+            parts.append(self._member(name, space[name], names))
+        for level, name, members, bound in sorted(names.imports):
+            with contextlib.suppress(Exception):  # of as many kinds as modules have
+                load = fn.__builtins__["__import__"]  # pyright: ignore
+                module = load(name, space, None, members, level)
+                parts.append(_hash("import", self._member(bound, module, names)))
         if self._counts:
             own = [(name, x) for name, x in vars(fn).items() if name[:2] != "__"]
             parts.append(self._items("attributes", own))
         return _hash("function", *parts)
 
-    def _member(self, x: Any, names: set[str], *around: Any) -> bytes:
+    def _member(self, name: str, x: Any, names: bytecode.Names, *around: Any) -> bytes:
         """What a name leads to; of a user's module, what is asked of it."""
-        if not isinstance(x, types.ModuleType) or _library(x.__name__):
+        is_users = isinstance(x, types.ModuleType) and not _library(x.__name__)
+        if not is_users or name in names.whole:
             return self.of(x)
         parts, around = [], (*around, x)
-        for name in sorted(names & vars(x).keys()):
+        for name in sorted(names.attributes & vars(x).keys()):
             value = vars(x)[name]
             if not any(value is module for module in around):
-                parts += [_hash(name), self._member(value, names, *around)]
+                parts += [_hash(name), self._member(name, value, names, *around)]
         return _hash("module", *parts)
 
     def _object(self, x: Any) -> bytes:
@@ -329,7 +410,9 @@ class _Walk:
             pairs = [(f.name, getattr(x, f.name, None)) for f in dataclasses.fields(x)]
             if _is_tracer(library):
                 pairs = [(k, _unshared(v)) for k, v in pairs if k not in _DISPLAYED]
-            return _hash("object", self.of(cls), self._items("fields", pairs))
+                return _hash("object", self.of(cls), self._items("fields", pairs))
+            rest = self._attributes(x, [name for name, _ in pairs])
+            return _hash("object", self.of(cls), self._items("fields", pairs), rest)
         if library and hasattr(x, "__wrapped__"):
             return self._all("wrapper", cls, x.__wrapped__)
         if _is_tracer(library) and hasattr(x, "__array__"):
@@ -364,13 +447,22 @@ class _Walk:
         return _hash("alone", _PROCESS, str(index))
 
 
-def _hash(*parts: str | bytes) -> bytes:
+def _hash(*parts: str | bytes | memoryview) -> bytes:
     sha = hashlib.sha256()
     for part in parts:
-        part = part if isinstance(part, bytes) else part.encode(errors="replace")
+        part = part.encode(errors="replace") if isinstance(part, str) else part
         sha.update(len(part).to_bytes(8, "little"))
         sha.update(part)
     return sha.digest()
+
+
+def _is_flat(items: Iterable[Any]) -> bool:
+    return {*_ATOMS}.issuperset(map(type, items))
+
+
+def _flat(items: Iterable[Any]) -> str:
+    """Plain values at once: their representations tell values and types apart."""
+    return repr(list(items))
 
 
 @ft.cache
@@ -379,8 +471,8 @@ def _library(module: str | None) -> str:
     top = (module or "").partition(".")[0]
     if top == "__main__":
         return ""
-    package = sys.modules.get(top)
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    loaded = sys.modules.get(module or "", sys.modules.get(top))
+    file = getattr(loaded, "__file__", None)
     if file is None:
         is_installed = top in sys.stdlib_module_names
     else:
@@ -388,7 +480,18 @@ def _library(module: str | None) -> str:
         is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
         is_installed |= path.is_relative_to(sysconfig.get_path("stdlib"))
     is_installed |= top == "jaxlr"  # also in a checkout
-    return f"{top} {getattr(package, '__version__', '')}" if is_installed else ""
+    return f"{top} {_version(top)}" if is_installed else ""
+
+
+@ft.cache
+def _version(top: str) -> str:
+    """What an installed package, or whoever distributes it, says; of Python's, none."""
+    version = getattr(sys.modules.get(top), "__version__", None)
+    if isinstance(version, str) or top in sys.stdlib_module_names:
+        return version or ""
+    by_package = importlib.metadata.packages_distributions()
+    names = sorted(set(by_package.get(top, ())))
+    return " ".join(map(importlib.metadata.version, names))
 
 
 def _is_tracer(library: str) -> bool:

@@ -40,8 +40,36 @@ def name_of(path: Path) -> str:
 
 
 def plain(name: str) -> str:
-    """A module's name without its name space, which knows where the folder lies."""
+    """A module's name, however its file is run; of a notebook's cells, empty.
+
+    Without its name space, which knows where the folder lies; a script by its file.
+    """
+    if name == "__main__":
+        main = sys.modules[name]
+        spec, file = main.__spec__, getattr(main, "__file__", None)
+        return spec.name if spec else Path(file or "").stem
     return name.partition(".")[2] if name.startswith(PREFIX) else name
+
+
+def named(x: Any) -> str:
+    """A function's or class's name, with its module's."""
+    module = plain(getattr(x, "__module__", None) or "")
+    return f"{module}.{x.__qualname__}".removeprefix(".")
+
+
+def shown(x: Any) -> str:
+    """A representation that is the same in every process, however a file is run."""
+    if isinstance(x, frozenset) and x:
+        return f"frozenset({{{', '.join(sorted(map(shown, x)))}}})"
+    main = f"{plain('__main__')}.".lstrip(".")
+    text = re.sub(rf" at 0x[0-9a-fA-F]+|\b{PREFIX}\w+\.", "", repr(x))
+    return re.sub(r"\b__main__\.", lambda _: main, text)
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two names are of one thing: a notebook does not know its module's."""
+    one, other = (name.removeprefix("__main__.") for name in (one, other))
+    return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
 
 
 def load(name: str, path: Path) -> ModuleType:

@@ -20,14 +20,13 @@ import numpy as np
 
 import jaxlr
 from jaxlr.core.types import Experiment
-from jaxlr.lab import fields, fingerprint, manifest as manifests, results
+from jaxlr.lab import fields, fingerprint, manifest as manifests, modules, results
 from jaxlr.lab.compiled import Compiled, settings
 
 
 def name_of(experiment: Experiment) -> str:
     """The experiment's name; its function's where nobody named it."""
-    function = plain_function(experiment)
-    return experiment.name or f"{function.__module__}.{function.__qualname__}"
+    return experiment.name or modules.named(plain_function(experiment))
 
 
 def plain_function(experiment: Experiment) -> Any:
@@ -104,10 +103,11 @@ def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str,
 def in_words_of(
     recorded: Mapping[str, Any], config: Mapping[str, Any], compiled: Compiled
 ) -> dict[str, Any]:
-    """A configuration with the digests of a recorded one, where they mean the same.
+    """A configuration with the words of a recorded one, where they mean the same.
 
     Args:
-        recorded: The configuration that was recorded; format 1 had other digests.
+        recorded: The configuration that was recorded: format 1 had other digests, and
+            names of functions may lack a module's, as in a notebook.
         config: That of today.
         compiled: The sweep of today.
     """
@@ -117,7 +117,17 @@ def in_words_of(
         old = recorded["computation"].get(name)
         if old is not None and lane.is_of_text(old):
             digests[name] = old
-    return dict(config) | {"computation": digests}
+    hparams = dict(config["hparams"])
+    for name, field in fields.of(compiled.request.experiment.hparams).items():
+        old, new = recorded["hparams"].get(name), hparams[name]
+        is_name = hasattr(field.default, "__qualname__") and isinstance(old, str)
+        if is_name and modules.is_same(old, new):
+            hparams[name] = old
+    name = config["experiment"]
+    if modules.is_same(recorded["experiment"], name):
+        name = recorded["experiment"]
+    changes = {"experiment": name, "hparams": hparams, "computation": digests}
+    return dict(config) | changes
 
 
 def edit(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

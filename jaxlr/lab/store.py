@@ -30,7 +30,7 @@ import filelock
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlr.lab import signals
+from jaxlr.lab import modules, signals
 from jaxlr.lab.manifest import Chunk as Chunk, chunks as chunks, differing, validated
 
 
@@ -335,13 +335,14 @@ def refuse_changes(
         RunDirectoryError: Naming every field that differs.
     """
     name, other = recorded["experiment"], now["experiment"]
-    if name != other:
+    if not modules.is_same(name, other):
         raise RunDirectoryError(
             f"{directory} holds a run of {name!r}, not of {other!r}; use another "
             "directory."
         )
     old, new = (_flat(json.loads(json.dumps(m))) for m in (recorded, now))
     changed = [k for k in sorted({*old, *new}) if repr(old.get(k)) != repr(new.get(k))]
+    changed = [k for k in changed if k != "experiment"]  # it is the same, see above
     if not any(k.startswith("computation.") for k in changed):
         changed = [k for k in changed if k != "source"]
     lanes = ("axes", "num_seeds", "seed", "metrics", "halving")

@@ -1,5 +1,6 @@
 """Fields of HParams that are nested, optional, or equal in Python's eyes alone."""
 
+import functools as ft
 import json
 from typing import Any, Literal, NamedTuple
 
@@ -420,3 +421,32 @@ def test_labels_tell_values_apart():
         assert grid.labels(values).tolist() == [str(value) for value in values]
     assert grid.labels([1, 2]).dtype == np.int64
     assert grid.labels(["a"]).tolist() == ["a"]
+
+
+class Leaky:
+    def __init__(self, slope):
+        self.slope = slope
+
+
+def test_no_address_is_recorded():
+    """Two objects of one value, of which no other process has the first's address."""
+
+    class Odd(eqx.Module):
+        field: Any
+
+    makes = (
+        lambda: ft.partial(lambda x, slope: x, slope=0.1),
+        lambda: ft.partial(jax.nn.leaky_relu, negative_slope=0.1),
+        lambda: {"act": Leaky(0.1)},
+        lambda: Leaky(0.1),
+        lambda: Leaky(0.1).__init__,
+        lambda: np.sin,
+    )
+    for make in makes:
+        kept = make(), make()  # each at its own place
+        one, two = (fields.plain(Odd(x))["field"] for x in kept)
+        assert one == two
+        assert "0x" not in one
+    assert "negative_slope=0.1" in fields.plain(Odd(makes[1]()))["field"]
+    words = frozenset(("c", "a", "b"))
+    assert fields.plain(Odd(words))["field"] == "frozenset({'a', 'b', 'c'})"

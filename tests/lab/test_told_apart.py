@@ -1,10 +1,14 @@
 """Sweeps, resumes and replays take a computation for what it is: no more, no less."""
 
 import hashlib
+import importlib
 import json
 import logging
 import re
+import subprocess
+import sys
 import threading
+import types
 
 import jax
 from jax.experimental import io_callback
@@ -12,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlr.lab import compiled, find, fingerprint, replay, RunDirectoryError, sweep
+from jaxlr.lab import (
+    compiled,
+    find,
+    fingerprint,
+    modules,
+    replay,
+    RunDirectoryError,
+    sweep,
+)
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.request import Request
 from tests.lab import _toys as toys
@@ -371,3 +383,104 @@ def test_shipped_experiments_have_digests_of_every_process(name):
     assert one.digest == two.digest
     assert re.fullmatch(r"v2:[0-9a-f]{16}", one.digest)
     assert not one.held
+
+
+SCRIPT = """
+import dataclasses, functools as ft, sys
+import jax
+from typing import Any
+from jaxlr import lab
+from jaxlr.core import Experiment
+
+def act(x):
+    return 2 * x
+
+class Power:
+    def __call__(self, x):
+        return x**2
+
+@dataclasses.dataclass(frozen=True)
+class HParams:
+    x: float = 1.0
+    act: Any = act
+    partial: Any = ft.partial(jax.nn.leaky_relu, negative_slope=0.1)
+    power: Any = Power()
+
+def run(key, hparams):
+    return {"y": hparams.power(hparams.partial(hparams.act(hparams.x)))}
+
+EXPERIMENT = Experiment(run=run, hparams=HParams(), axes={"x": (1.0, 2.0)})
+
+if __name__ == "__main__":
+    lab.sweep(EXPERIMENT, directory="run", chunk=1, resume=len(sys.argv) > 1)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_goes_on_wherever_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "its_script.py").write_text(SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", str(toys.ROOT))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+    def call(*words):
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        if "replay" not in words[-1]:
+            (tmp_path / "run/chunks/g000-c00001.npz").unlink()
+
+    call("its_script.py")
+    imported = "import its_script as s; s.lab.sweep(s.EXPERIMENT, directory='run', "
+    call("-c", f"{imported} chunk=1, resume=True)")
+    call("its_script.py", "on")
+    call("-m", "its_script", "on")
+    call("-c", f"{imported} chunk=1, resume=True); s.lab.replay")
+    replay = "import its_script as s; found = s.lab.replay('run', {'x': 2.0}, 0, "
+    replay += "experiment=s.EXPERIMENT); assert found.attrs['is_equal'] == 1; "
+    call("-c", f"{replay} assert 'changed' not in found.attrs['replay']")
+
+
+def test_a_notebook_does_not_know_a_modules_name():
+    for one, other in (("run", "mine.run"), ("__main__.run", "a.mine.run")):
+        assert modules.is_same(one, other)
+        assert modules.is_same(other, one)
+    for one, other in (("run", "mine.rerun"), ("a.run", "b.run"), ("", "run")):
+        assert not modules.is_same(one, other)
+
+
+def test_kept_programs_and_resumed_runs_see_what_a_function_imports(
+    fresh, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    for factor in (2, 3):
+        text = "import numpy as np\n\ndef f(x):\n    return np.float32(FACTOR * x)\n"
+        (tmp_path / "silent.py").write_text(text.replace("FACTOR", str(factor)))
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, "silent", raising=False)
+
+        def callback(x):
+            import silent  # pyright: ignore
+
+            return silent.f(x)
+
+        experiment = through(callback, jax.pure_callback)
+        found = sweep(experiment).x.values.ravel()
+        np.testing.assert_array_equal(found, np.float32(factor) * np.float32(RATES))
+        if factor == 2:
+            sweep(experiment, directory=tmp_path / "run", chunk=1)
+            (tmp_path / "run/chunks/g000-c00001.npz").unlink()
+        else:
+            with pytest.raises(RunDirectoryError, match=r"computation.group 0: "):
+                sweep(experiment, directory=tmp_path / "run", resume=True)
+
+
+def test_modules_that_are_passed_on_do_not_share_a_program(fresh):
+    def reading(factor):
+        module = types.ModuleType("mine")
+        module.f = lambda x: np.float32(factor * x)  # pyright: ignore
+        return through(lambda x: getattr(module, "f")(x), jax.pure_callback)  # noqa: B009
+
+    for factor in (2, 3):
+        found = sweep(reading(factor)).x.values.ravel()
+        np.testing.assert_array_equal(found, np.float32(factor) * np.float32(RATES))
