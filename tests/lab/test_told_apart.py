@@ -426,18 +426,17 @@ def test_a_script_goes_on_wherever_it_is_imported(tmp_path, monkeypatch):
         command = [sys.executable, *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        if "replay" not in words[-1]:
-            (tmp_path / "run/chunks/g000-c00001.npz").unlink()
 
+    script, module = ("its_script.py", "on"), ("-m", "its_script", "on")
+    sweep = "s.lab.sweep(s.EXPERIMENT, directory='run', chunk=1, resume=True)"
     call("its_script.py")
-    imported = "import its_script as s; s.lab.sweep(s.EXPERIMENT, directory='run', "
-    call("-c", f"{imported} chunk=1, resume=True)")
-    call("its_script.py", "on")
-    call("-m", "its_script", "on")
-    call("-c", f"{imported} chunk=1, resume=True); s.lab.replay")
-    replay = "import its_script as s; found = s.lab.replay('run', {'x': 2.0}, 0, "
-    replay += "experiment=s.EXPERIMENT); assert found.attrs['is_equal'] == 1; "
-    call("-c", f"{replay} assert 'changed' not in found.attrs['replay']")
+    for words in (("-c", f"import its_script as s; {sweep}"), script, module):
+        (tmp_path / "run/chunks/g000-c00001.npz").unlink()
+        call(*words)
+    replay = "s.lab.replay('run', {'x': 2.0}, 0, experiment=s.EXPERIMENT)"
+    equal = "assert found.attrs['is_equal'] == 1"
+    same = "assert 'changed' not in found.attrs['replay']"
+    call("-c", f"import its_script as s; found = {replay}; {equal}; {same}")
 
 
 def test_a_notebook_does_not_know_a_modules_name():
