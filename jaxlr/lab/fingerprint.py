@@ -6,8 +6,8 @@ variables. What it holds without showing it counts too: host callbacks and the r
 their defaults, the globals that they name and what they import when they are called, as
 far as to installed packages, which count by name and version. Of a user's module that
 is what is asked of it by name; where it is passed on, stored, or asked by `getattr`,
-its whole file counts, without what that file imports. What only running the code would tell
-does not count: what `importlib` or `exec` find, files that are read.
+its whole file counts, without what that file imports. What only running the code would
+tell does not count: what `importlib` or `exec` find, files that are read.
 
 What is only displayed does not count: other files, lines, docstrings, addresses, names
 of modules, the order of sets, colors, widths. The order of a dict does, for host code
