@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlr.core import compat
 from jaxlr.lab import results, signals
-from jaxlr.lab.lane import LANE
+from jaxlr.lab.lane import CURVES, ENDED_AT, LANE
 from jaxlr.lab.manifest import Chunk
 from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request
@@ -29,6 +29,7 @@ def run(
     *,
     checkpoint: Stored | None = None,
     advance: Callable[[float], Any] = lambda lanes: None,
+    on_segment: Callable[[dict[str, np.ndarray]], Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """All metrics of a chunk, leaves (seed, cell, ...), and its lanes' counters.
 
@@ -41,6 +42,9 @@ def run(
             there. None keeps nothing.
         advance: Called with the number of lanes that have been finished since its last
             call, fractions included.
+        on_segment: Called after every segment of a long run with that of a checkpoint
+            which the metrics so far are made of; if it stops the run by a
+            KeyboardInterrupt, the state is kept.
     """
     cells = np.arange(chunk.start, chunk.stop)
     parts = [
@@ -55,6 +59,7 @@ def run(
         seeds=chunk.seeds,
         checkpoint=checkpoint,
         advance=lambda share: advance(share * math.prod(chunk.lanes)),
+        on_segment=on_segment,
     )
 
 
@@ -78,6 +83,7 @@ def run_lanes(
     seeds: tuple[int, int],
     checkpoint: Stored | None = None,
     advance: Callable[[float], Any] = lambda share: None,
+    on_segment: Callable[[dict[str, np.ndarray]], Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """A call of a closed program for every part, or all segments of a long one.
 
@@ -90,14 +96,14 @@ def run_lanes(
         checkpoint: Where a long run keeps its state; None keeps nothing.
         advance: Called with the share of the lanes' whole run that has been done since
             its last call.
+        on_segment: As for `run`.
     """
     lane = program.lane
     given = np.uint32(request.seed), np.arange(*seeds, dtype=np.int32)
     with compat.x64(request.experiment.x64):
         if lane.state is not None:
-            return _Long(request, program, given, parts, num_cells, checkpoint).run(
-                advance
-            )
+            long = _Long(request, program, given, parts, num_cells, checkpoint)
+            return long.run(advance, on_segment)
         outs = []
         for values in parts:
             outs.append(patiently(lambda v=values: _fetch(program.call(*given, v))))
@@ -154,7 +160,11 @@ class _Long:
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._restore(self.checkpoint)
 
-    def run(self, advance: Callable[[float], Any]) -> dict[str, np.ndarray]:
+    def run(
+        self,
+        advance: Callable[[float], Any],
+        on_segment: Callable[[dict[str, np.ndarray]], Any] | None,
+    ) -> dict[str, np.ndarray]:
         num_steps = self.lane.num_steps
         patience = self.request.experiment.checkpoint_seconds
         advance(self.t / num_steps)
@@ -167,6 +177,8 @@ class _Long:
                     has_ended = self._advance(stop)
                 seconds = time.perf_counter() - begun
                 advance(((num_steps if has_ended else stop) - t) / num_steps)
+                if on_segment is not None:
+                    on_segment(self._named((CURVES, ENDED_AT)))
                 if has_ended:
                     break
                 # A longer segment is right while it is short, or while its fixed cost
@@ -199,9 +211,15 @@ class _Long:
 
     def _save(self) -> None:
         if self.checkpoint is not None and self.t:
-            leaves = _joined(list(map(_fetch, self.states)), self.num_cells)
-            named = dict(zip(self.lane.state_names, leaves, strict=True))
-            self.checkpoint.write(named | {"t": np.int32(self.t)})
+            self.checkpoint.write(self._named(("",)))
+
+    def _named(self, begins: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The arrays of the state whose names begin like one of these, and the step."""
+        names = enumerate(self.lane.state_names)
+        where = {name: i for i, name in names if name.startswith(begins)}
+        parts = [_fetch([state[i] for i in where.values()]) for state in self.states]
+        leaves = _joined(parts, self.num_cells)
+        return dict(zip(where, leaves, strict=True)) | {"t": np.int32(self.t)}
 
     def _restore(self, checkpoint: Stored) -> None:
         """Step and state from a checkpoint, padded as the program is."""

@@ -24,6 +24,8 @@ from jaxlr.lab import docs, fields, fingerprint, grid
 
 
 LANE = "_lane"  # a traced input that every group has, so that `vmap` has a size
+# Of the names of a packed carry's arrays: how those of the curves begin; that one.
+CURVES, ENDED_AT = "carry.curves", "carry.ended_at"
 
 
 @dataclasses.dataclass(frozen=True)
