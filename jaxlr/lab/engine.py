@@ -87,7 +87,8 @@ def sweep(
     Raises:
         ValueError: On misuse, naming argument, value and what is allowed.
         RunDirectoryError: If the directory cannot be used; the message says what to do.
-        RuntimeError: If the executor fails, or cancels what it was given.
+        RuntimeError: If a chunk fails or is cancelled: it names group, cells and seeds,
+            once all others are finished (at once, if there is no directory).
         KeyboardInterrupt: On Ctrl-C or SIGTERM, within the chunk, or after the segment
             of a long run, which is kept; the message says how to resume.
     """

@@ -43,10 +43,8 @@ KIND = "v2:"  # digests of format 1 have no such prefix: they are of a text
 _PROCESS = secrets.token_hex(4)
 _OPAQUE: list[Any] = []  # what only this process knows, kept so that it stays itself
 _ATOMS = type(None), bool, int, float, complex, str, bytes, range, types.EllipsisType
-# Parameters, fields and types of jax that only say where something is from.
-_DISPLAYED = {"debug", "debug_info", "name_and_src_info", "source_info", "DebugInfo"}
-_DISPLAYED |= {"NameStack", "SourceInfo", "Traceback", "np_printoptions"}
-_DISPLAYED |= {"logging_record"}
+# Parameters and fields of jax that say where something is from, or how to print it.
+_DISPLAYED = {"debug_info", "name_and_src_info", "np_printoptions", "logging_record"}
 _AVAL = "shape", "dtype", "weak_type", "sharding", "memory_space", "inner_aval"
 
 
@@ -317,8 +315,6 @@ class _Walk:
 
     def _object(self, x: Any) -> bytes:
         cls = type(x)
-        if cls.__name__ in _DISPLAYED:
-            return _hash("displayed")
         is_frozen = getattr(getattr(x, "__dataclass_params__", None), "frozen", False)
         if is_frozen or _is_tracer(_library(cls.__module__)):
             return self._content(x) if is_frozen or self._counts else self.of(cls)
@@ -330,9 +326,10 @@ class _Walk:
         cls = type(x)
         library = _library(cls.__module__)
         if dataclasses.is_dataclass(x):
-            names = [f.name for f in dataclasses.fields(x) if f.name not in _DISPLAYED]
-            fields = [(name, getattr(x, name, None)) for name in names]
-            return _hash("object", self.of(cls), self._items("fields", fields))
+            pairs = [(f.name, getattr(x, f.name, None)) for f in dataclasses.fields(x)]
+            if _is_tracer(library):
+                pairs = [(k, _unshared(v)) for k, v in pairs if k not in _DISPLAYED]
+            return _hash("object", self.of(cls), self._items("fields", pairs))
         if library and hasattr(x, "__wrapped__"):
             return self._all("wrapper", cls, x.__wrapped__)
         if _is_tracer(library) and hasattr(x, "__array__"):
@@ -396,7 +393,7 @@ def _library(module: str | None) -> str:
 
 def _is_tracer(library: str) -> bool:
     """Whether a package makes its objects anew at every trace, and changes none."""
-    return library.partition(" ")[0] in ("jax", "jaxlib", "equinox")
+    return library.partition(" ")[0] in ("jax", "jaxlib", "jaxlr", "equinox")
 
 
 def _unshared(x: Any) -> Any:

@@ -20,36 +20,13 @@ import numpy as np
 
 from jaxlr.core import compat, loop, tree
 from jaxlr.core.types import Experiment
-from jaxlr.lab import docs, fields, fingerprint, grid
+from jaxlr.lab import fields, fingerprint, grid
+from jaxlr.lab.metrics import arrays, described, is_key, Metric, raw
 
 
 LANE = "_lane"  # a traced input that every group has, so that `vmap` has a size
 # Of the names of a packed carry's arrays: how those of the curves begin; that one.
 CURVES, ENDED_AT = "carry.curves", "carry.ended_at"
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """What is known of one metric before anything has run.
-
-    Attributes:
-        dims: Names of its own dimensions (the axes and the seed come in front).
-        shape: Its own shape.
-        dtype: Name of its dtype; `key<impl>` for typed keys.
-        long_name: Its one-line doc.
-        units: Its units.
-    """
-
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    long_name: str = ""
-    units: str = ""
-
-
-def storage_dtype(dtype: str) -> np.dtype:
-    """The NumPy dtype of a metric on the host; typed keys travel as their words."""
-    return np.dtype(np.uint32) if dtype.startswith("key<") else jnp.dtype(dtype)
 
 
 @ft.partial(
@@ -282,7 +259,7 @@ _SCALAR = {
 def _closed_lane(experiment, base, dtypes, values) -> Lane:
     def lane(seed, index, values):
         key = _key(seed, index)
-        return _arrays(experiment.run(key, _hparams(base, values)))
+        return arrays(experiment.run(key, _hparams(base, values)))
 
     scalars = _SCALAR["seed"], _SCALAR["index"]
     traced, shapes = jax.make_jaxpr(lane, return_shape=True)(*scalars, values)
@@ -306,12 +283,12 @@ def _segmented_lane(experiment, base, dtypes, values, num_steps) -> Lane:
         solver, init_key, loop_key = parts(seed, index, values)
         state, static = initial(solver, init_key)
         _, info = loop.take_step(solver, loop_key, 0, eqx.combine(state, static))
-        impls = [jr.key_impl(x) if _is_key(x) else None for x in jax.tree.leaves(state)]
-        return jax.tree.map(_raw, state), impls, _arrays(info)
+        impls = [jr.key_impl(x) if is_key(x) else None for x in jax.tree.leaves(state)]
+        return jax.tree.map(raw, state), impls, arrays(info)
 
     scalars = _SCALAR["seed"], _SCALAR["index"]
     state, impls, info = eqx.filter_eval_shape(first, *scalars, values)
-    words = jax.eval_shape(lambda info: jax.tree.map(_raw, info), info)
+    words = jax.eval_shape(lambda info: jax.tree.map(raw, info), info)
     # One row more than is kept: steps between two kept rows write there.
     curves = _stacked(words, num_rows + 1)
     shapes = Carry(state, words, curves, _SCALAR["index"])
@@ -321,7 +298,7 @@ def _segmented_lane(experiment, base, dtypes, values, num_steps) -> Lane:
             lambda x: jnp.zeros(x.shape, x.dtype), (shapes.info, shapes.curves)
         )
         never = jnp.asarray(-1, jnp.int32)
-        return Carry(jax.tree.map(_raw, state), info, curves, never)
+        return Carry(jax.tree.map(raw, state), info, curves, never)
 
     def advance(seed, index, values, carry, t, t_end):
         solver, init_key, loop_key = parts(seed, index, values)
@@ -336,11 +313,11 @@ def _segmented_lane(experiment, base, dtypes, values, num_steps) -> Lane:
         def body(timed):
             t, carry = timed
             state, info = loop.take_step(solver, loop_key, t, whole(carry.state))
-            state = jax.tree.map(_raw, tree.partition(state)[0])
+            state = jax.tree.map(raw, tree.partition(state)[0])
             row = jnp.where(t % every == 0, t // every, num_rows)
             has_ended = solver.has_ended
             ends = has_ended and (lambda state: has_ended(whole(state)))
-            info = jax.tree.map(_raw, _arrays(info))
+            info = jax.tree.map(raw, arrays(info))
             return t + 1, carry.after(t, row, state, info, ends)
 
         carry = jax.lax.cond(
@@ -362,12 +339,12 @@ def _stacked(shapes, num_rows):
 
 def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> Lane:
     footprint, traffic = _cost(traced.jaxpr)
-    metrics = _described(experiment, base, shapes)
+    metrics = described(experiment, base, shapes)
     run = jaxpr_as_fun(traced)
     steps = () if carry is None else (num_steps,)
     closed_over = fingerprint.consts(traced)
     return Lane(
-        function=lambda *arguments: [_raw(x) for x in run(*arguments)],
+        function=lambda *arguments: [raw(x) for x in run(*arguments)],
         metrics=metrics,
         dtypes=dtypes,
         carry=carry,
@@ -389,105 +366,15 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
     )
 
 
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _raw(x: jax.Array) -> jax.Array:
-    """Typed keys as their words; everything else as it is."""
-    return jr.key_data(x) if _is_key(x) else x
-
-
 def _strong(x: Any) -> jax.Array:
     """An array whose dtype no later operation changes: loop carries need that."""
     x = jnp.asarray(x)
-    return x if _is_key(x) else jax.lax.convert_element_type(x, x.dtype)
+    return x if is_key(x) else jax.lax.convert_element_type(x, x.dtype)
 
 
 def _lost(x: jax.Array, has_diverged: jax.Array) -> jax.Array:
     """What the rows after a divergence hold: NaN, where the dtype has one."""
     return jnp.where(has_diverged, jnp.nan, x) if tree.is_inexact(x) else x
-
-
-def _arrays(metrics: PyTree) -> PyTree:
-    """The metrics, every leaf an array."""
-    if isinstance(metrics, jax.Array | np.ndarray | float | int | list) or (
-        isinstance(metrics, tuple) and not hasattr(metrics, "_fields")
-    ):
-        raise ValueError(
-            "Metrics must be a dict, NamedTuple or eqx.Module of arrays, got "
-            f"{type(metrics).__name__}."
-        )
-    for name, leaf in _named(metrics).items():
-        if not eqx.is_array_like(leaf):
-            raise ValueError(f"Metric {name!r} is no array: {leaf!r}.")
-    return jax.tree.map(jnp.asarray, metrics)
-
-
-def _named(metrics: PyTree) -> dict[str, Any]:
-    """Leaves by name, in order."""
-    named = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(metrics)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="_")
-        if name in named:
-            raise ValueError(f"Two metrics are called {name!r}; rename one.")
-        named[name] = leaf
-    if not named:
-        raise ValueError(f"There are no metrics: got {metrics!r}.")
-    return named
-
-
-def _described(experiment: Experiment, base: Any, shapes: PyTree) -> dict[str, Metric]:
-    field_docs = docs.field_docs(type(shapes))
-    named = _named(shapes)
-    dims = metric_dims(experiment, {name: x.shape for name, x in named.items()})
-    metrics = {}
-    for name, x in named.items():
-        lengths = {f"{dim}_length" for own in dims.values() for dim in own}
-        if name in {*grid.RESERVED, *fields.of(base), *lengths}.union(*dims.values()):
-            raise ValueError(
-                f"A metric may not be called {name!r}: that is a hyper-parameter, a "
-                "dimension or reserved."
-            )
-        doc = field_docs.get(name, docs.FieldDoc("", ""))
-        words = jax.eval_shape(_raw, x).shape[len(x.shape) :]
-        metrics[name] = Metric(
-            dims=dims[name] + ("word",) * len(words),
-            shape=(*x.shape, *words),
-            dtype=str(x.dtype),
-            long_name=doc.text,
-            units=doc.units,
-        )
-    return metrics
-
-
-def metric_dims(
-    experiment: Experiment, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, tuple[str, ...]]:
-    """Names for every metric's own dimensions.
-
-    `Experiment.dims` decides. Without it, the length that most one-dimensional metrics
-    share (the longest, in a tie) is `step`, as the first dimension of any metric; in a
-    long run every first dimension is. The rest are `<metric>_dim_<i>`.
-
-    Raises:
-        ValueError: If `Experiment.dims` names another number of dimensions.
-    """
-    lengths = [
-        s[0] for n, s in shapes.items() if len(s) == 1 and n not in experiment.dims
-    ]
-    steps = max(lengths, key=lambda n: (lengths.count(n), n), default=None)
-    names = {}
-    for name, shape in shapes.items():
-        default = tuple(f"{name}_dim_{i}" for i in range(len(shape)))
-        if shape and (experiment.solver or shape[0] == steps):
-            default = ("step", *default[1:])
-        names[name] = tuple(experiment.dims.get(name, default))
-        if len(names[name]) != len(shape):
-            raise ValueError(
-                f"`dims` names {names[name]} for the metric {name!r} of shape {shape}."
-            )
-    return names
 
 
 def _cost(jaxpr: Any) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlr.lab.lane import Metric, storage_dtype
+from jaxlr.lab.metrics import Metric, storage_dtype
 
 
 FORMAT = 2

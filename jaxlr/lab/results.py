@@ -11,8 +11,9 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 
 from jaxlr.lab import fields, grid
-from jaxlr.lab.lane import CURVES, ENDED_AT, Metric, storage_dtype
+from jaxlr.lab.lane import CURVES, ENDED_AT
 from jaxlr.lab.manifest import Chunk, COUNTERS, fields_of
+from jaxlr.lab.metrics import Metric, storage_dtype
 
 
 if TYPE_CHECKING:

@@ -219,10 +219,9 @@ def test_workers_notice_an_edited_module_beside(tmp_path, monkeypatch, is_packag
     name = "beside_it.slopes" if is_package else "slopes_beside"
     helper = folder / f"{name.rpartition('.')[2]}.py"
     file = tmp_path / "mine_beside.py"
-    file.write_text(
-        f"from {name} import slope\n"
-        + USERS_FILE.replace("hparams.rate * fn(x)", "hparams.rate * slope(x)")
-    )
+    how = "from beside_it import" if is_package else "import slopes_beside as"
+    text = USERS_FILE.replace("hparams.rate * fn(x)", "hparams.rate * slopes.slope(x)")
+    file.write_text(f"{how} slopes\n{text}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     spawn = multiprocessing.get_context("spawn")
@@ -321,7 +320,7 @@ def test_a_file_that_is_not_what_was_sent_is_not_unpacked(tmp_path, monkeypatch)
     path.write_bytes(pickle.dumps("another"))
     monkeypatch.setattr(pickle, "loads", lambda content: 1 / 0)
     parcel = tasks._Parcel("0" * 64, str(path), ())
-    assert tasks._in_worker(lambda compiled: compiled, parcel, None) is None
+    assert tasks._in_worker(lambda compiled: compiled, parcel, None) == tasks._UNSEEN
 
 
 @pytest.mark.misuse

@@ -85,6 +85,11 @@ class Color(enum.Enum):
     BLUE = 2.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    debug_info: bool
+
+
 class Pair(NamedTuple):
     one: float
     two: float
@@ -224,16 +229,52 @@ DIFFERENT = {
     "ordered callback": host(lambda x: x, io_callback, ordered=True),
     "how it batches": host(lambda x: x, vmap_method="sequential"),
     **{
-        f"callback with {value!r}": host(captured(value))
-        for value in (
-            *(1, True, 1.0, 2, -0.0, 0.0, "a", "b", "1", b"a", None, 1j, (1,), (1, 2)),
-            *([1], [1, 2], {"a": 1}, {"a": 2}, {"b": 1}, {1}, frozenset((1,))),
-            *(Color.RED, Color.BLUE, Pair(1, 2), Pair(2, 1), Path("a"), Path("b")),
-            *(Scaler(1.0), Scaler(3.0), Slotted(1.0), Slotted(3.0), np.float32, len),
-            *(np.float32(1), np.float64(1), np.dtype("f4"), range(2), range(3)),
-            *(np.arange(2), np.arange(3), np.arange(2.0), np.array([None]), np.sin),
-            *(types.MappingProxyType({"a": 1}), bytearray(b"a"), jnp.arange(2), Scaler),
-            *(np.random.default_rng(0), np.random.default_rng(1), jr.key(0), jr.key(1)),
+        f"callback with a {type(value).__name__} ({i})": host(captured(value))
+        for i, value in enumerate(
+            (
+                *(
+                    1,
+                    True,
+                    1.0,
+                    2,
+                    -0.0,
+                    0.0,
+                    "a",
+                    "b",
+                    "1",
+                    b"a",
+                    None,
+                    1j,
+                    (1,),
+                    (1, 2),
+                ),
+                *([1], [1, 2], {"a": 1}, {"a": 2}, {"b": 1}, {1}, frozenset((1,))),
+                *(Color.RED, Color.BLUE, Pair(1, 2), Pair(2, 1), Path("a"), Path("b")),
+                *(
+                    Settings(True),
+                    Settings(False),
+                    Scaler(1.0),
+                    Scaler(3.0),
+                    Slotted(1.0),
+                    Slotted(3.0),
+                    np.float32,
+                    len,
+                ),
+                *(np.float32(1), np.float64(1), np.dtype("f4"), range(2), range(3)),
+                *(np.arange(2), np.arange(3), np.arange(2.0), np.array([None]), np.sin),
+                *(
+                    types.MappingProxyType({"a": 1}),
+                    bytearray(b"a"),
+                    jnp.arange(2),
+                    Scaler,
+                ),
+                *(
+                    np.random.default_rng(0),
+                    np.random.default_rng(1),
+                    jr.key(0),
+                    jr.key(1),
+                ),
+            )
         )
     },
     "closure": host(closing(1.0)),
@@ -603,7 +644,11 @@ def test_a_notebook_finds_the_same_digests(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=cells)
     nbclient.NotebookClient(notebook).execute(env=env)
     outputs = notebook.cells[0].outputs
-    text = {x["name"]: x["text"] for x in outputs if x["output_type"] == "stream"}
+    streams = [x for x in outputs if x["output_type"] == "stream"]  # in pieces
+    text = {
+        name: "".join(x["text"] for x in streams if x["name"] == name)
+        for name in ("stdout", "stderr")
+    }
     assert "colored True" in text["stderr"]
     digests = [x for x in text["stdout"].splitlines() if x.startswith("digest")]
     assert digests == [x for x in wanted.splitlines() if x.startswith("digest")]
