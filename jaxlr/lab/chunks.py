@@ -219,7 +219,9 @@ class _Long:
         where = {name: i for i, name in names if name.startswith(begins)}
         parts = [_fetch([state[i] for i in where.values()]) for state in self.states]
         leaves = _joined(parts, self.num_cells)
-        return dict(zip(where, leaves, strict=True)) | {"t": np.int32(self.t)}
+        return dict(zip(where, leaves, strict=True)) | {
+            "t": np.asarray(self.t, np.int32)
+        }
 
     def _restore(self, checkpoint: Stored) -> None:
         """Step and state from a checkpoint, padded as the program is."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 import time
 from typing import Literal, NamedTuple
@@ -96,15 +97,15 @@ class Watched:
         manifest = store.read_manifest(self.directory)
         gate, every = Gate(manifest, self.directory), chunks(manifest)
         self._parts = {chunk: self._part(gate, chunk) for chunk in every}
-        num_lanes = sum(int(np.prod(chunk.lanes)) for chunk in every)
-        done = {c: x.share * np.prod(c.lanes) for c, x in self._parts.items()}
+        num_lanes = sum(math.prod(chunk.lanes) for chunk in every)
+        done = {c: x.share * math.prod(c.lanes) for c, x in self._parts.items()}
         state = "running" if is_in_use else "stopped"
         state = "complete" if manifest["is_complete"] else state
         return Sight(
             run=str(self.directory),
             experiment=manifest["experiment"],
             state=state,
-            lanes_done=float(sum(done.values())),
+            lanes_done=sum(done.values()),
             num_lanes=num_lanes,
             chunks_done=len(every) - len(gate.missing()),
             num_chunks=len(every),

@@ -1,9 +1,11 @@
 """Small experiments that the tests of the lab share, and processes that sweep them."""
 
+import itertools
 import os
 from pathlib import Path
 import subprocess
 import sys
+import time
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -86,6 +88,7 @@ def num_steps(hparams):
     return hparams.num_steps
 
 
+NUM_SEEN = 8
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -114,14 +117,27 @@ def slow(kind: str) -> Experiment:
     return toy.replace(axes={"rate": np.linspace(0.01, 0.3, 24)})
 
 
-def sweep_slowly(kind: str, directory: str) -> None:
+def sweep_slowly(kind: str, directory: str, **hooks: Any) -> None:
     """What the processes do that are killed."""
     from jaxlr.lab import chunks, sweep
 
     chunks.SEGMENT_SECONDS = 0.02
     print("ready", flush=True)
-    sweep(slow(kind), directory=directory, resume=True, chunk=2)
+    sweep(slow(kind), directory=directory, resume=True, chunk=2, **hooks)
     print("done", flush=True)
+
+
+def sweep_when_seen(kind: str, directory: str) -> None:
+    """The same, the first chunks and segments each kept only once `go<n>` is there."""
+    numbers = itertools.count()
+
+    def wait(*_):
+        path = Path(f"{directory}-go{next(numbers)}")
+        while int(path.name.rpartition("go")[2]) < NUM_SEEN and not path.exists():
+            time.sleep(0.005)
+
+    hook = {"closed": "on_chunk", "long": "on_segment"}[kind]
+    sweep_slowly(kind, directory, **{hook: wait})
 
 
 def start(code: str, **env: str) -> subprocess.Popen:

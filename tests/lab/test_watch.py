@@ -231,13 +231,15 @@ def test_asking_is_in_nobodys_way(tmp_path):
 
     thread = threading.Thread(target=ask)
     thread.start()
+    num_held = 0
     try:
         for _ in range(50):
             with store.lock(tmp_path):
-                pass
+                num_held += 1
     finally:
         has_ended.set()
         thread.join()
+    assert num_held == 50
 
 
 def test_the_command_watches_what_is_over(tmp_path, capsys):
@@ -257,120 +259,138 @@ def test_the_command_watches_what_is_over(tmp_path, capsys):
     assert main(["watch", str(tmp_path), "--interval", "0"]) == 2
 
 
-def _watch(directory, *words):
+@pytest.fixture
+def started():
+    """Processes that are gone when the test is over."""
+    processes = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def _watch(directory, started):
     code = "import sys; from jaxlr.lab.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            code,
-            "watch",
-            str(directory),
-            "--interval",
-            ".1",
-            *words,
-        ],
+    words = "watch", str(directory), "--interval", "0.05"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
         cwd=toys.ROOT,
         env=os.environ | {"PYTHONPATH": str(toys.ROOT), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    started.append(process)
+    assert process.stdout is not None
+    return process, process.stdout
 
 
-def _begun(kind, directory):
-    """A process that sweeps, once its manifest is there."""
-    process = toys.start(f"toys.sweep_slowly({kind!r}, {str(directory)!r})")
+def _begin(kind, directory, started):
+    """A process that sweeps as far as it is told, once its manifest is there."""
+    process = toys.start(f"toys.sweep_when_seen({kind!r}, {str(directory)!r})")
+    started.append(process)
     until = time.perf_counter() + 120
     while not (directory / store.MANIFEST).exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None
         assert time.perf_counter() < until
         time.sleep(0.01)
     return process
 
 
+def _tell(directory, numbers):
+    for number in numbers:
+        directory.with_name(f"{directory.name}-go{number}").touch()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["closed", "long"])
-def test_a_sweep_of_another_process_is_watched_live(tmp_path, kind):
+def test_a_sweep_of_another_process_is_watched_live(tmp_path, kind, started):
     directory = tmp_path / "run"
-    process = _begun(kind, directory)
-    watcher = _watch(directory)
-    watched, sights, shares = watching.Watched(directory), [], []
-    while not sights or sights[-1].state == "running":
+    process = _begin(kind, directory, started)
+    watcher, said = _watch(directory, started)
+    watched = watching.Watched(directory)
+    lines, sights, parts = [], [], []
+    for number, line in enumerate(said):
+        lines.append(line.strip())
         sights.append(watched.look())
-        part = load(directory)
-        if "share_done" in part:
-            shares.append(float(part.share_done.mean()))
-            if kind == "long" and len(shares) % 8 == 1:
-                last = part
+        parts.append(load(directory))
+        _tell(directory, [number])
+    assert watcher.wait() == 0
     assert toys.finish(process).splitlines()[-1] == "done"
+    assert len(lines) > toys.NUM_SEEN
+    assert all(line.startswith("running: ") for line in lines[:-1])
+    assert lines[-1].startswith("complete: 48 of 48 lanes, ")
+    assert any(" left, " in line for line in lines)
+    assert "\x1b" not in "".join(lines)
     done = [sight.lanes_done for sight in sights]
     assert done == sorted(done)
-    assert shares == sorted(shares)
-    assert len({*done}) > 5
-    assert sights[-1].state == "complete"
-    assert any(sight.seconds_left is not None for sight in sights)
-    out, err = watcher.communicate(timeout=60)
-    assert watcher.returncode == 0, err
-    lines = out.splitlines()
-    assert len(lines) > 2
-    assert "running: " in out
-    assert " left" in out
-    assert lines[-1].startswith("complete: ")
-    assert "\x1b" not in out
+    assert len({*done}) > toys.NUM_SEEN // 2
+    assert {sight.state for sight in sights[:-2]} == {"running"}
     whole = sweep(toys.slow(kind), chunk=2)
-    toys.assert_equal(load(directory), whole)
+    shares = [float(x.share_done.mean()) for x in parts if "share_done" in x]
+    assert shares == sorted(shares)
+    assert 0 < shares[toys.NUM_SEEN - 1] < 1
     if kind == "long":
-        assert_prefix(last, whole)
+        assert_prefix(parts[toys.NUM_SEEN - 1], whole)
+    toys.assert_equal(load(directory), whole)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_is_loaded_as_far_as_it_came(tmp_path):
-    whole, shares = sweep(toys.slow("long"), chunk=2), []
-    for _ in range(3):
-        process = _begun("long", tmp_path)
-        watcher = _watch(tmp_path)
-        found, until = None, time.perf_counter() + 60
-        seen = {p.stat().st_ino for p in tmp_path.glob("segments/*.npz")}
-        while found is None and time.perf_counter() < until:
-            paths = [*tmp_path.glob("segments/*.npz")]
-            stamps = [store.stamp(p) for p in paths]
-            found = next((s for s in stamps if s and s[0] not in seen), None)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        part = load(tmp_path)
-        assert_prefix(part, whole)
-        shares.append(part.share_done.values)
-        out, err = watcher.communicate(timeout=60)
-        assert watcher.returncode == 1, err
-        assert "stopped unfinished" in out
-    assert any(((0 < share) & (share < 1)).any() for share in shares)
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_quietly_and_the_run_goes_on(tmp_path):
+def test_a_run_that_is_killed_is_loaded_as_far_as_it_came(tmp_path, started):
     directory = tmp_path / "run"
-    process = _begun("long", directory)
-    watcher = _watch(directory)
-    assert watcher.stdout.readline().startswith("running: ")
+    process = _begin("long", directory, started)
+    watcher, said = _watch(directory, started)
+    for number, _ in enumerate(said):
+        _tell(directory, [number])
+        if number == toys.NUM_SEEN - 2:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            break
+    out, err = watcher.communicate(timeout=60)
+    assert watcher.returncode == 1, err
+    assert "stopped: " in out
+    assert "stopped unfinished" in out
+    part = load(directory)
+    assert_prefix(part, sweep(toys.slow("long"), chunk=2))
+    assert 0 < part.share_done.values[0, 0] < 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_quietly_and_the_run_goes_on(tmp_path, started):
+    directory = tmp_path / "run"
+    process = _begin("long", directory, started)
+    watcher, said = _watch(directory, started)
+    assert said.readline().startswith("running: ")
     watcher.send_signal(signal.SIGINT)
     _, err = watcher.communicate(timeout=60)
     assert watcher.returncode == 130
     assert err == ""
+    _tell(directory, range(toys.NUM_SEEN))
     assert toys.finish(process).splitlines()[-1] == "done"
+
+
+LIVE = """
+import itertools, pathlib, sys
+from jaxlr.lab import watching
+from jaxlr.lab.cli import main
+numbers, look = itertools.count(), watching.Watched.look
+def seen(self):
+    sight = look(self)
+    pathlib.Path(sys.argv[1] + f"-go{next(numbers)}").touch()
+    return sight
+watching.Watched.look = seen
+sys.exit(main(["watch", sys.argv[1], "--interval", "0.05"]))
+"""
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_a_table_that_lives(tmp_path):
+def test_a_terminal_shows_a_table_that_lives(tmp_path, started):
     directory = tmp_path / "run"
-    process = _begun("closed", directory)
-    code = (
-        "import sys; from jaxlr.lab.cli import main\n"
-        f"sys.exit(main(['watch', {str(directory)!r}, '--interval', '.1']))"
-    )
+    process = _begin("closed", directory, started)
+    code = LIVE.replace("sys.argv[1]", repr(str(directory)))
     status, shown = terminals.on_terminal(code)
     assert status == 0
     assert toys.finish(process).splitlines()[-1] == "done"
-    assert shown.count("chunks") > 2
+    assert shown.count("chunks") > toys.NUM_SEEN
     assert "complete" in shown
     assert "\x1b[1A" in shown  # it is drawn over itself
