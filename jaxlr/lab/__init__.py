@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxlr.lab.aot import compile_for as compile_for
+    from jaxlr.lab.comparing import compare as compare, Comparison as Comparison
     from jaxlr.lab.engine import sweep as sweep
     from jaxlr.lab.gate import load as load
     from jaxlr.lab.grid import dimension_name as dimension_name
+    from jaxlr.lab.halving import successive_halving as successive_halving
     from jaxlr.lab.judging import claims as claims, Judgement as Judgement
+    from jaxlr.lab.picking import best as best
     from jaxlr.lab.planning import (
         chunk_function as chunk_function,
         Plan as Plan,
@@ -24,11 +27,14 @@ if TYPE_CHECKING:
     from jaxlr.lab.store import RunDirectoryError as RunDirectoryError
 
 _HOME = {
+    "Comparison": "comparing",
     "Judgement": "judging",
     "Plan": "planning",
     "RunDirectoryError": "store",
+    "best": "picking",
     "chunk_function": "planning",
     "claims": "judging",
+    "compare": "comparing",
     "compile_for": "aot",
     "dimension_name": "grid",
     "draw_seeds": "plot",
@@ -38,6 +44,7 @@ _HOME = {
     "plan": "planning",
     "replay": "replaying",
     "select": "results",
+    "successive_halving": "halving",
     "sweep": "engine",
 }
 __all__ = list(_HOME)  # pyright: ignore

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlr.core import compat
 from jaxlr.lab import results, signals
-from jaxlr.lab.lane import CURVES, ENDED_AT, LANE
+from jaxlr.lab.lane import CURVES, ENDED_AT, INFO, LANE, Lane
 from jaxlr.lab.manifest import Chunk
 from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request
@@ -102,8 +102,13 @@ def run_lanes(
     given = np.uint32(request.seed), np.arange(*seeds, dtype=np.int32)
     with compat.x64(request.experiment.x64):
         if lane.state is not None:
-            long = _Long(request, program, given, parts, num_cells, checkpoint)
-            return long.run(advance, on_segment)
+            starts = [program.initial_state(len(given[1])) for _ in parts]
+            steps = 0, lane.num_steps
+            long = _Long(
+                request, program, given, parts, num_cells, checkpoint, steps, starts
+            )
+            long.run(advance, on_segment)
+            return metrics_of(lane, _joined(list(map(_fetch, long.states)), num_cells))
         outs = []
         for values in parts:
             outs.append(patiently(lambda v=values: _fetch(program.call(*given, v))))
@@ -111,6 +116,49 @@ def run_lanes(
     arrays = dict(zip(lane.metrics, _joined(outs, num_cells), strict=True))
     counts = results.diverged_at(lane.metrics, arrays, lane.every)
     return arrays | {"diverged_at": counts}
+
+
+def go_on(
+    request: Request,
+    program: Program,
+    values: dict[str, np.ndarray],
+    state: list[np.ndarray],
+    *,
+    seeds: tuple[int, int],
+    steps: tuple[int, int],
+    checkpoint: Stored | None = None,
+    advance: Callable[[float], Any] = lambda share: None,
+) -> list[np.ndarray]:
+    """The state of a long run's lanes after some of its steps, from that before them.
+
+    Args:
+        request: The sweep that the lanes are part of.
+        program: Compiled program, for as many cells as there are.
+        values: Traced fields: name -> values of shape (cells,).
+        state: Arrays of the packed carry, of shape (seed, cell, ...).
+        seeds: Index of the first seed, and that after the last.
+        steps: The first step to take, and that after the last.
+        checkpoint: Where the state is kept on the way and at the end; what is there
+            already is gone on from. None keeps nothing.
+        advance: As for `run_lanes`.
+    """
+    given = np.uint32(request.seed), np.arange(*seeds, dtype=np.int32)
+    with compat.x64(request.experiment.x64):
+        num_cells = program.num_cells
+        long = _Long(
+            request, program, given, [values], num_cells, checkpoint, steps, [state]
+        )
+        is_new = long.t < steps[1]
+        long.run(advance)
+        if is_new:
+            long.save()
+        return _fetch(long.states[0])
+
+
+def metrics_of(lane: Lane, state: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """All metrics and counters of a packed carry, leaves (seed, cell, ...)."""
+    named = dict(zip(lane.state_names, state, strict=True))
+    return results.of_carry(lane.metrics, named, lane.every, lane.num_steps)
 
 
 def _joined(parts: Sequence[Sequence[np.ndarray]], num_cells: int) -> list[np.ndarray]:
@@ -151,36 +199,36 @@ class _Long:
     parts: Sequence[dict[str, np.ndarray]]
     num_cells: int
     checkpoint: Stored | None
+    steps: tuple[int, int]  # the first one, and that after the last
+    states: list[Any]
 
     def __post_init__(self):
-        self.lane = self.program.lane
-        self.t, num_seeds = 0, len(self.given[1])
-        start = self.program.initial_state
-        self.states: list[Any] = [start(num_seeds) for _ in self.parts]
+        self.lane, self.t = self.program.lane, self.steps[0]
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._restore(self.checkpoint)
 
     def run(
         self,
         advance: Callable[[float], Any],
-        on_segment: Callable[[dict[str, np.ndarray]], Any] | None,
-    ) -> dict[str, np.ndarray]:
-        num_steps = self.lane.num_steps
+        on_segment: Callable[[dict[str, np.ndarray]], Any] | None = None,
+    ) -> None:
+        """Take the steps; `states` is then that of the last."""
+        num_steps, (first, last) = self.lane.num_steps, self.steps
         patience = self.request.experiment.checkpoint_seconds
-        advance(self.t / num_steps)
+        advance((self.t - first) / num_steps)
         length, pace, saved_at = 1, 0.0, time.perf_counter()
         try:
-            while self.t < num_steps:
+            while self.t < last:
                 t, begun = self.t, time.perf_counter()
-                stop = min(t + length, num_steps)
+                stop = min(t + length, last)
                 with signals.held():  # a state in the midst of a segment is no state
                     has_ended = self._advance(stop)
                 seconds = time.perf_counter() - begun
-                advance(((num_steps if has_ended else stop) - t) / num_steps)
+                if has_ended:  # later ones change nothing
+                    self.t = last
+                advance((self.t - t) / num_steps)
                 if on_segment is not None:
-                    on_segment(self._named((CURVES, ENDED_AT)))
-                if has_ended:
-                    break
+                    on_segment(self._named((CURVES, INFO, ENDED_AT)))
                 # A longer segment is right while it is short, or while its fixed cost
                 # shows.
                 is_faster = (stop - t) / seconds > 1.1 * pace
@@ -190,13 +238,12 @@ class _Long:
                     length *= 2
                 pace = (stop - t) / seconds
                 is_due = time.perf_counter() - saved_at >= patience
-                if is_due and self.t < num_steps:
-                    self._save()
+                if is_due and self.t < last:
+                    self.save()
                     saved_at = time.perf_counter()
         except KeyboardInterrupt:
-            self._save()
+            self.save()
             raise
-        return self._finished()
 
     def _advance(self, stop: int) -> bool:
         """Take all parts to step `stop`; whether all lanes have ended."""
@@ -209,7 +256,8 @@ class _Long:
         self.t = stop
         return all(ended)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Keep the state, where there is a place for it."""
         if self.checkpoint is not None and self.t:
             self.checkpoint.write(self._named(("",)))
 
@@ -232,7 +280,8 @@ class _Long:
         found = [(name, x.shape[2:], x.dtype) for name, x in saved.items()]
         pairs = zip(self.lane.state_names, self.lane.state or [], strict=True)
         wanted = [(name, x.shape, x.dtype) for name, x in pairs]
-        if t is None or t.shape or not 0 < t <= self.lane.num_steps or found != wanted:
+        first, last = max(self.steps[0], 1), self.steps[1]
+        if t is None or t.shape or not first <= t <= last or found != wanted:
             raise checkpoint.refused("it holds the state of another solver")
         # Format 1 kept the padding too.
         if any(x.shape[0] != lead[0] or x.shape[1] < lead[1] for x in leaves):
@@ -242,15 +291,3 @@ class _Long:
         for i in range(len(self.parts)):  # as `pad` does
             lanes = np.minimum(i * width + np.arange(width), lead[1] - 1)
             self.states[i] = [x[:, lanes] for x in leaves]
-
-    def _finished(self) -> dict[str, np.ndarray]:
-        lane = self.lane
-        carry = lane.unpack(_joined(list(map(_fetch, self.states)), self.num_cells))
-        curves, last = map(jax.tree.leaves, (carry.curves, carry.info))
-        arrays = {}
-        for name, curve, info in zip(lane.metrics, curves, last, strict=True):
-            arrays[name] = curve[:, :, : lane.num_rows]
-            # Ended lanes stand still.
-            arrays[name][:, :, -(-self.t // lane.every) :] = info[:, :, None]
-        counts = results.diverged_at(lane.metrics, arrays, lane.every)
-        return arrays | {"ended_at": carry.ended_at, "diverged_at": counts}

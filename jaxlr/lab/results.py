@@ -11,7 +11,7 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 
 from jaxlr.lab import fields, grid
-from jaxlr.lab.lane import CURVES, ENDED_AT
+from jaxlr.lab.lane import CURVES, ENDED_AT, INFO
 from jaxlr.lab.manifest import Chunk, COUNTERS, fields_of
 from jaxlr.lab.metrics import Metric, storage_dtype
 
@@ -148,17 +148,44 @@ def so_far(
         ValueError: If that is not what it must be.
     """
     metrics, every = metrics_of(manifest, chunk), manifest["config"]["every"]
-    found = [x for name, x in saved.items() if name.startswith(CURVES)]
-    num_rows = -(-int(saved["t"]) // every)
-    arrays, share = {}, 0.0
-    for (name, metric), curve in zip(metrics.items(), found, strict=True):
-        longest, *rest = metric.shape
-        wanted = (*chunk.lanes, longest + 1, *rest), storage_dtype(metric.dtype)
-        if (curve.shape, curve.dtype) != wanted or num_rows > longest:
-            raise ValueError(f"{name!r} is {curve.dtype} of shape {curve.shape}")
-        arrays[name], share = curve[:, :, :num_rows], num_rows / longest
+    arrays = of_carry(metrics, saved, every, int(saved["t"]))
+    share = 0.0
+    for name, metric in metrics.items():
+        shape, dtype, longest = arrays[name].shape, arrays[name].dtype, metric.shape[0]
+        wanted = (*chunk.lanes, min(shape[2], longest), *metric.shape[1:])
+        if shape != wanted or dtype != storage_dtype(metric.dtype):
+            raise ValueError(f"{name!r} is {dtype} of shape {shape}")
+        share = shape[2] / longest
+    return arrays, share
+
+
+def of_carry(
+    metrics: Mapping[str, Metric],
+    carry: Mapping[str, np.ndarray],
+    every: int,
+    num_steps: int,
+) -> dict[str, np.ndarray]:
+    """The metrics and counters of a long run's lanes, leaves (seed, cell, ...).
+
+    Args:
+        metrics: The metrics, in the order of the carry's curves.
+        carry: The arrays of a packed carry by name; those of the state may be missing.
+        every: One row of the curves is kept in this many steps.
+        num_steps: Number of steps after which the carry is.
+    """
+    curves, last = (
+        [x for name, x in carry.items() if name.startswith(begin)]
+        for begin in (CURVES, INFO)
+    )
+    num_rows, ended_at = -(-num_steps // every), carry[ENDED_AT][:, :, None]
+    # Lanes that ended stand still.
+    has_ended = (ended_at >= 0) & (np.arange(num_rows) * every >= ended_at)
+    arrays = {}
+    for name, curve, info in zip(metrics, curves, last, strict=True):
+        mask = has_ended.reshape(has_ended.shape + (1,) * (curve.ndim - 3))
+        arrays[name] = np.where(mask, info[:, :, None], curve[:, :, :num_rows])
     counts = diverged_at(metrics, arrays, every)
-    return arrays | {"ended_at": saved[ENDED_AT], "diverged_at": counts}, share
+    return arrays | {"ended_at": carry[ENDED_AT], "diverged_at": counts}
 
 
 def of_chunk(

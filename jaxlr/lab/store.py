@@ -222,18 +222,22 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(text))
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
     """The manifest of a run directory.
+
+    Args:
+        directory: The run directory.
+        name: Name of the manifest's file.
 
     Raises:
         RunDirectoryError: If there is none, or it is unreadable, of another format, or
             has been edited into what no run has.
     """
-    path = directory / MANIFEST
+    path = directory / name
     try:
         return validated(json.loads(path.read_bytes()))
     except FileNotFoundError as e:
-        raise RunDirectoryError(f"{directory} holds no run: no {MANIFEST}.") from e
+        raise RunDirectoryError(f"{directory} holds no run: no {name}.") from e
     except (OSError, ValueError) as e:
         raise RunDirectoryError(
             f"{path} cannot be read: {e}. Restore it, or use another directory."
@@ -387,7 +391,7 @@ def refuse_changes(
     changed = [k for k in sorted({*old, *new}) if repr(old.get(k)) != repr(new.get(k))]
     if not any(k.startswith("computation.") for k in changed):
         changed = [k for k in changed if k != "source"]
-    lanes = ("axes", "num_seeds", "seed", "metrics")
+    lanes = ("axes", "num_seeds", "seed", "metrics", "halving")
     fixed = [k for k in changed if k.split(".")[0] in lanes]
     lines = [
         f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed

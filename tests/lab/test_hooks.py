@@ -112,10 +112,11 @@ def test_counters_say_what_is_known_so_far():
     heard = []
     sweep(ENDING, {"limit": (2.0, 4.0)}, on_segment=lambda *x: heard.append(x))
     ended = {step: part.ended_at.values[:, 0].tolist() for part, step in heard}
-    assert ended == {1: [-1, -1], 2: [2, -1], 3: [2, -1], 4: [2, 4]}
+    assert ended == {1: [-1, -1], 2: [2, -1], 3: [2, -1], 9: [2, 4]}
     diverged = {step: part.diverged_at.values[0, 0] for part, step in heard}
-    assert diverged == {1: -1, 2: 1, 3: 1, 4: 1}
-    assert heard[-1][0]["count"].values[:, 0].tolist() == [[0, 1, 1, 1], [0, 1, 2, 3]]
+    assert diverged == {1: -1, 2: 1, 3: 1, 9: 1}
+    curves = heard[-1][0]["count"].values[:, 0].tolist()
+    assert curves == [[0] + [1] * 8, [0, 1, 2] + [3] * 6]
 
 
 class OfMine(Exception):

@@ -118,21 +118,40 @@ _Cell = Annotated[
 
 
 def show(
-    run: _Run, /, *, experiment: _Recorded = None, is_json: Json = False
+    run: _Run,
+    others: Annotated[
+        tuple[Path, ...], tyro.conf.arg(metavar="OTHER ...", help_behavior_hint="")
+    ] = (),
+    /,
+    *,
+    experiment: _Recorded = None,
+    is_json: Json = False,
 ) -> Outcome:
-    """Show a run's provenance, claims and figure.
+    """Show a run's provenance, claims and figure; of several, what differs.
 
     Without --experiment no file of its author is executed: the verdicts are those that
     the run recorded. With it, claims are judged and the figure is drawn anew.
 
     Args:
         run: The run directory.
-        experiment: The experiment that judges and draws.
+        others: Runs that it is compared with.
+        experiment: The experiment that judges and draws, of one run.
         is_json: Print one JSON object on stdout, all else on stderr.
+
+    Raises:
+        ValueError: If there is an `experiment` to judge several runs.
     """
     from jaxlr import lab
     from jaxlr.lab import engine, judging, report, store
 
+    if others:
+        if experiment:
+            raise ValueError("--experiment judges one run; several are compared.")
+        comparison = lab.compare([run, *others])
+        for sheet in comparison.sheets():
+            report.console().print(sheet)
+        _say(comparison.left_out)
+        return Outcome(0, comparison.summary())
     run = run.expanduser()
     results = lab.load(run)
     report.console().print(report.attributes_table(results.attrs))
