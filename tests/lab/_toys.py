@@ -159,6 +159,30 @@ def finish(process: subprocess.Popen) -> str:
     return out
 
 
+def is_complete(directory: Path) -> bool:
+    """Whether a run there says that it is."""
+    from jaxlr.lab import store
+
+    manifest = directory / store.MANIFEST
+    return manifest.exists() and store.read_manifest(directory)["is_complete"]
+
+
+def has_progressed(kind: str, directory: Path, is_running) -> bool:
+    """Waits for a file that is not there yet; False if the run ends without one."""
+    folder = directory / ("chunks" if kind == "closed" else "segments")
+    before = {p.stat().st_ino for p in folder.glob("*.npz")}
+    until = time.perf_counter() + 60
+    while time.perf_counter() < until and is_running():
+        for path in folder.glob("*.npz"):
+            try:
+                if path.stat().st_ino not in before:
+                    return True
+            except FileNotFoundError:  # a checkpoint, just removed
+                continue
+        time.sleep(0.005)
+    return False
+
+
 def assert_equal(found, wanted) -> None:
     """Two datasets hold the same bits; provenance aside."""
     assert set(found.variables) == set(wanted.variables)

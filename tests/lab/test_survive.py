@@ -29,9 +29,8 @@ def _start(kind: str, directory: Path) -> subprocess.Popen:
     return process
 
 
-def _is_complete(directory: Path) -> bool:
-    manifest = directory / store.MANIFEST
-    return manifest.exists() and store.read_manifest(directory)["is_complete"]
+def _has_progressed(kind: str, directory: Path, process: subprocess.Popen) -> bool:
+    return toys.has_progressed(kind, directory, lambda: process.poll() is None)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,7 @@ def test_kills_at_random_leave_no_trace(tmp_path, kind, num_kills):
     while num_killed < num_kills:
         num_runs += 1
         directory = tmp_path / f"run{num_runs}"
-        while num_killed < num_kills and not _is_complete(directory):
+        while num_killed < num_kills and not toys.is_complete(directory):
             num_started += 1
             process = _start(kind, directory)
             is_midway = num_started % 2 and _has_progressed(kind, directory, process)
@@ -99,22 +98,6 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(tmp_path, kind):
     found = sweep(toys.slow(kind), directory=tmp_path, resume=True)
     assert all(p.stat().st_ino == inode for p, inode in kept.items())
     toys.assert_equal(found, sweep(toys.slow(kind), chunk=2))
-
-
-def _has_progressed(kind: str, directory: Path, process: subprocess.Popen) -> bool:
-    """Waits for a file that is not there yet; False if the process ends without one."""
-    folder = directory / ("chunks" if kind == "closed" else "segments")
-    before = {p.stat().st_ino for p in folder.glob("*.npz")}
-    until = time.perf_counter() + 60
-    while time.perf_counter() < until and process.poll() is None:
-        for path in folder.glob("*.npz"):
-            try:
-                if path.stat().st_ino not in before:
-                    return True
-            except FileNotFoundError:  # a checkpoint, just removed
-                continue
-        time.sleep(0.005)
-    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
