@@ -128,13 +128,14 @@ def sweep_slowly(kind: str, directory: str, **hooks: Any) -> None:
 
 
 def sweep_when_seen(kind: str, directory: str) -> None:
-    """The same, the first chunks and segments each kept only once `go<n>` is there."""
+    """The same; the first hooks say `at<n>`, and go on once `go<n>` is there."""
     numbers = itertools.count()
 
     def wait(*_):
-        path = Path(f"{directory}-go{next(numbers)}")
-        while int(path.name.rpartition("go")[2]) < NUM_SEEN and not path.exists():
-            time.sleep(0.005)
+        if (number := next(numbers)) < NUM_SEEN:
+            Path(f"{directory}-at{number}").touch()
+            while not Path(f"{directory}-go{number}").exists():
+                time.sleep(0.005)
 
     hook = {"closed": "on_chunk", "long": "on_segment"}[kind]
     sweep_slowly(kind, directory, **{hook: wait})
