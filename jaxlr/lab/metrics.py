@@ -52,7 +52,7 @@ def arrays(metrics: PyTree) -> PyTree:
     """The metrics, every leaf an array.
 
     Raises:
-        ValueError: If they are none, or one is no array.
+        ValueError: If they are no dict, NamedTuple or Module of arrays.
     """
     if isinstance(metrics, jax.Array | np.ndarray | float | int | list) or (
         isinstance(metrics, tuple) and not hasattr(metrics, "_fields")
