@@ -14,7 +14,7 @@ from jaxlr.core.types import Experiment
 from jaxlr.lab import chunks, planning, provenance, signals, store, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.gate import Gate
-from jaxlr.lab.manifest import fields_of
+from jaxlr.lab.manifest import brief, fields_of
 from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
 
@@ -89,14 +89,15 @@ def sweep(
         backend=backend,
     )
     with contextlib.ExitStack() as stack:
-        place = None if root is None or _only_reads(root, resume) else root
+        is_there = root is not None and _only_reads(root, resume)
+        place = None if root is None or is_there else root
         if place is not None:
             stack.enter_context(store.lock(place))
         compiled, team = Compiled(request), None
-        if executor is not None:
+        if executor is not None and not is_there:
             team = stack.enter_context(tasks.team(executor, compiled, place))
         with Progress(None, phase="Plan"):
-            run = _Run(compiled, root, resume, team)
+            run = _Run(compiled, root, resume, team, executor is not None)
         if root is not None:
             SWEPT[root.resolve()] = experiment
         try:
@@ -123,10 +124,11 @@ class _Run:
         root: Path | None,
         resume: bool | str,
         team: tasks.Team | None,
+        is_elsewhere: bool,
     ):
         self.compiled, self.request = compiled, compiled.request
         self.root, self.team = root, team
-        recorded, forced = planning.begun(compiled, root, resume, team)
+        recorded, forced = planning.begun(compiled, root, resume, team, is_elsewhere)
         if recorded is None or root is None:
             widths, _ = planning.fit(compiled, team and team.machine)
             manifest = planning.manifest_of(compiled, widths, team)
@@ -199,7 +201,8 @@ class _Run:
             except Exception as e:
                 if len(self.request.groups) == 1:
                     raise
-                yield from ((c, e) for c in self._chunks(group))
+                left = (c for c in self._chunks(group) if not self.gate.is_done(c))
+                yield from ((c, e) for c in left)
                 continue
             for chunk in self._chunks(group):
                 if self.gate.is_done(chunk):
@@ -273,8 +276,7 @@ class _Run:
         cells = block["cells"][chunk.start : chunk.stop]
         fields = fields_of(self.manifest["config"]["axes"], cells)
         values = "; ".join(
-            f"{name}={', '.join(map(repr, dict.fromkeys(found)))}"
-            for name, found in fields.items()
+            f"{name}={brief(*dict.fromkeys(found))}" for name, found in fields.items()
         )
         first, last = chunk.seeds[0], chunk.seeds[1] - 1
         others = f" So did {len(failures) - 1} others." * (len(failures) > 1)

@@ -104,7 +104,7 @@ def _record(directory, **config):
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["config"] |= config
-    path.write_text(json.dumps(manifest))
+    store.write_json(path, manifest)
 
 
 @pytest.mark.parametrize("field", ["jaxlr", "jax", "device_kind"])

@@ -105,7 +105,7 @@ def _failed(status: int, message: str) -> commands.Outcome:
 def _is_for_the_user(error: Exception) -> bool:
     """Whether the message says it all; anything else keeps its traceback."""
     if isinstance(error, ValueError | OSError | ImportError):
-        return True
+        return find.own_frame(error) is None
     from jaxlr import lab
 
     return isinstance(error, lab.RunDirectoryError)
