@@ -22,8 +22,14 @@ from jaxlr.lab.request import Request
 if TYPE_CHECKING:
     import xarray as xr
 
-# Directory -> the experiment that this process swept there, for `replay`.
-SWEPT: dict[Path, Experiment] = {}
+# Directory -> the run that this process swept there, and its experiment.
+SWEPT: dict[Path, tuple[str | None, Experiment]] = {}
+
+
+def swept(directory: Path, manifest: Mapping[str, Any]) -> Experiment | None:
+    """The experiment of a run, if this process swept it."""
+    run, experiment = SWEPT.get(directory.resolve(), (None, None))
+    return experiment if run == manifest["run"] else None
 
 
 def sweep(
@@ -113,7 +119,7 @@ def sweep(
         with Progress(None, phase="Plan"):
             run = _Run(compiled, root, resume, team, executor is not None)
         if root is not None:
-            SWEPT[root.resolve()] = experiment
+            SWEPT[root.resolve()] = run.manifest["run"], experiment
         try:
             run.all()
         except KeyboardInterrupt as e:
@@ -124,7 +130,7 @@ def sweep(
 def _only_reads(root: Path, resume: bool | str) -> bool:
     """Whether nothing is left to do or keep there: read-only storage will do."""
     # Asked before a lock file is put there.
-    if resume in (False, "grow") or not store.is_run(root):
+    if not store.is_run(root) or resume in (False, "grow"):
         return False
     manifest = store.read_manifest(root)
     return manifest["is_complete"] and not Gate(manifest, root).missing()

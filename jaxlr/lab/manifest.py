@@ -20,6 +20,7 @@ from jaxlr.lab.metrics import Metric, storage_dtype
 
 
 FORMAT = 2
+BACKENDS = "shard_map", "pmap"
 COUNTERS = {
     name: Metric((), (), "int32", long_name=text)
     for name, text in (
@@ -215,10 +216,15 @@ def validated(content: Any) -> dict[str, Any]:
     _fits("", manifest, _MANIFEST)
     for name in ("num_seeds", "every"):
         _least(f"config.{name}", manifest["config"][name], 1)
+    seed, backend = manifest["config"]["seed"], manifest["environment"]["backend"]
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"config.seed must be in 0..{2**32 - 1}, it is {seed}")
+    if backend not in BACKENDS:
+        raise ValueError(f"environment.backend is {backend!r}, none of {BACKENDS}")
     _check_axes(manifest["config"])
     for name, digest in manifest["config"]["computation"].items():
         _fits(f"config.computation.{name}", digest, str)
-    for name, kind in {"timings": dict, "forced": list}.items():
+    for name, kind in {"timings": dict, "forced": list, "history": list}.items():
         _fits(name, manifest.get(name, kind()), kind)
     for name, notes in manifest["field_notes"].items():
         _fits(f"field_notes.{name}", notes, dict)

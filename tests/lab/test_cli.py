@@ -365,6 +365,24 @@ def test_an_error_of_the_users_code_keeps_its_traceback_and_exits_3(
     assert message in error
 
 
+def test_the_group_that_cannot_be_traced_is_named(mine, capsys):
+    line = "if hp.method == 'sgd':\n        bool(hp.eta)"
+    mine.write_text(MINE.replace("def run(key, hp):", f"def run(key, hp):\n    {line}"))
+    assert main(["run", "mine.py"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "Mark it static" in error
+    assert error.endswith("In the compile group of method='sgd'.")
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = [sys.executable, "-m", "jaxlr", "list", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 0
+
+
 def test_interrupt_says_how_to_resume_and_exits_130(mine, capsys, monkeypatch):
     def sweep(*_, **__):
         raise KeyboardInterrupt("Go on with `--resume`.")

@@ -506,6 +506,17 @@ def test_a_finished_run_needs_no_workers(tmp_path):
         sweep(toys.closed(), directory=tmp_path, executor=pool, resume=True)
 
 
+def test_a_worker_traces_anew_under_other_settings(monkeypatch):
+    monkeypatch.setattr(tasks, "_SENT", Forgetful())
+    experiment = toys.closed(size=5)
+    with ThreadPoolExecutor(1) as pool:
+        for name in ("threefry2x32", "rbg"):
+            with jax.default_prng_impl(name):
+                wanted = sweep(experiment, chunk=2)
+                found = sweep(experiment, chunk=2, executor=pool)
+            toys.assert_equal(found, wanted)
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_failing_cell_is_named_and_the_rest_goes_on(tmp_path, elsewhere):
     failing, executor = _fails_at(0.3), AtOnce() if elsewhere else None

@@ -108,6 +108,9 @@ EDITS = {
     r"loss has the dims": lambda m: m["layout"][0]["metrics"]["loss"].update(dims=[]),
     "num_seeds must be of type int": lambda m: m["config"].update(num_seeds="2"),
     "must have points of 1": lambda m: m["config"]["axes"]["rate"][1][0].append(1),
+    "config.seed must be in 0": lambda m: m["config"].update(seed=-1),
+    "environment.backend is 'foo'": lambda m: m["environment"].update(backend="foo"),
+    "history must be of type list": lambda m: m.update(history="x"),
     "counters has": lambda m: m.update(counters=["nan_at"]),
 }
 

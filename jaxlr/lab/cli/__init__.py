@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import contextlib
 import difflib
 import io
+import os
 import sys
 import traceback
 from typing import Any
@@ -29,7 +30,7 @@ _DESCRIPTION = """Low-rank and structured learning in JAX: sweeps that answer qu
 
 Exit status: 0 if all is well; 1 if a claim fails, or a replay or a compilation does; 2
 on misuse, and if something that is needed is missing; 3 if the experiment's own code
-raises an error; 130 on Ctrl-C. `jaxlr --version` prints the version."""
+raises an error; 130 on Ctrl-C and SIGTERM. `jaxlr --version` prints the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 if a claim fails, or a replay or a compilation does; 2 on
         misuse, and if something that is needed is missing; 3 if the experiment's own
-        code raises an error; 130 on Ctrl-C.
+        code raises an error; 130 on Ctrl-C and SIGTERM.
 
     Raises:
         SystemExit: By tyro: 0 after `--help`, 2 on arguments that it cannot read.
     """
+    try:
+        status = _main(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(
         sys.stdout, io.TextIOWrapper
@@ -69,9 +80,12 @@ def _outcome(args: list[str]) -> commands.Outcome:
         return _run(args)
     except KeyboardInterrupt as e:
         return _failed(130, str(e) or "Stopped.")
+    except BrokenPipeError:
+        raise
     except Exception as e:
         if _is_for_the_user(e):
-            return _failed(2, f"{e}{find.line_of(e)}")
+            notes = getattr(e, "__notes__", ())
+            return _failed(2, " ".join([f"{e}{find.line_of(e)}", *notes]))
         traceback.print_exc()
         return commands.Outcome(3, {"error": find.sentence(e)})
 
