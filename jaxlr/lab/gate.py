@@ -62,8 +62,8 @@ class Gate:
         """
         if lines := manifests.misfits(self.manifest, chunk, arrays):
             raise ValueError(
-                f"What was computed for cells {chunk.start}..{chunk.stop - 1} of group "
-                f"{chunk.group} does not fit: {'; '.join(lines)}."
+                f"What was computed for cells {chunk.start}..{chunk.stop - 1} of block "
+                f"{chunk.block} does not fit: {'; '.join(lines)}."
             )
         if self.root is None:
             self._results.insert(chunk, arrays)
@@ -99,7 +99,7 @@ class Gate:
             raise RuntimeError(
                 f"{len(missing)} of {len(manifests.chunks(self.manifest))} chunks are "
                 f"missing at the end, the first of them with cells {missing[0].start}.."
-                f"{missing[0].stop - 1} of group {missing[0].group}. Go on with resume."
+                f"{missing[0].stop - 1} of block {missing[0].block}. Go on with resume."
             )
         if not self.manifest["is_complete"]:
             self.check_place()

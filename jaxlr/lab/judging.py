@@ -1,6 +1,7 @@
 """Verdicts: an experiment's claims about its results, and what went wrong with them."""
 
 from collections.abc import Callable, Iterable
+import contextlib
 import dataclasses
 import errno
 import io
@@ -149,6 +150,17 @@ def recorded(directory: str | Path) -> list[Claim] | None:
             f"{path} cannot be read ({type(e).__name__}: {e}). Delete it, and have the "
             "run judged again: `jaxlr show RUN --experiment PATH`."
         ) from e
+
+
+def set_aside(directory: Path, number: int) -> None:
+    """Rename the claims of a run that is about to grow: they are of what it had.
+
+    Args:
+        directory: The run directory.
+        number: Number of entries of its history by then, by which they are called.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        (directory / CLAIMS).rename(directory / f"claims-{number}.json")
 
 
 class _Keeping(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
+import math
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,7 @@ class Results:
             name: (COUNTERS[name], np.dtype(np.int32)) for name in manifest["counters"]
         } | merged_metrics(self.groups, has_gaps)
         self.num_seeds = manifest["config"]["num_seeds"]
-        lanes = (sum(len(group.cells) for group, _ in self.groups), self.num_seeds)
+        lanes = (math.prod(grid.shape(self.dims)), self.num_seeds)
         self.arrays: dict[str, np.ndarray] = {}
         for name, (metric, dtype) in self.metrics.items():
             blank = -1 if name in COUNTERS else np.nan if dtype.kind in "fc" else 0
@@ -48,7 +49,7 @@ class Results:
         Raises:
             ValueError: If an integer is too large for the float that it must become.
         """
-        cells = self.groups[chunk.group][0].cells[chunk.start : chunk.stop]
+        cells = self.groups[chunk.block][0].cells[chunk.start : chunk.stop]
         for name, array in arrays.items():
             target = self.arrays[name]
             _check_whole(name, array, target.dtype)
@@ -92,7 +93,7 @@ class Results:
 
     def _lengths(self) -> dict[str, np.ndarray]:
         """Lengths of every dimension that is not equally long in all groups."""
-        num_cells = sum(len(group.cells) for group, _ in self.groups)
+        num_cells = math.prod(grid.shape(self.dims))
         lengths: dict[str, np.ndarray] = {}
         for group, metrics in self.groups:
             for metric in metrics.values():

@@ -31,7 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlr.lab import signals
-from jaxlr.lab.manifest import Chunk as Chunk, chunks as chunks, differing, validated
+from jaxlr.lab.manifest import (
+    Chunk as Chunk,
+    chunks as chunks,
+    differing,
+    label,
+    validated,
+)
 
 
 MANIFEST = "manifest.json"
@@ -369,7 +375,8 @@ def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in manifest["config"].items():
         nested = value if isinstance(value, dict) else {"": value}
         flat |= {f"{name}.{k}" if k else name: v for k, v in nested.items()}
-    for group, layout in enumerate(manifest["layout"]):
-        for name, metric in layout["metrics"].items():
-            flat[f"metrics.{name} (group {group})"] = [metric["shape"], metric["dtype"]]
+    for block in manifest["layout"]:
+        for name, metric in block["metrics"].items():
+            group = label(block["static"])
+            flat[f"metrics.{name} ({group})"] = [metric["shape"], metric["dtype"]]
     return flat

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, find, provenance, store
+from jaxlr.lab import chunks, find, manifest as manifests, provenance, store
 from jaxlr.lab.compiled import Compiled, kept, settings
 from jaxlr.lab.memory import Machine
 from jaxlr.lab.request import Request
@@ -206,17 +206,17 @@ def _describe(compiled: Compiled) -> tuple[Machine, dict[str, Any], dict[str, An
 
 
 def _run_chunk(
-    compiled: Compiled, wanted: Mapping[str, Any], width: int, chunk: store.Chunk
+    compiled: Compiled, wanted: Mapping[str, Any], work: chunks.Work
 ) -> dict[str, np.ndarray]:
-    """Run one chunk in a worker, `width` cells on each of its devices.
+    """Run one chunk in a worker.
 
     Raises:
         RuntimeError: If the worker would compute something else than is recorded:
             other versions, another platform, other files.
     """
-    _refuse_differences(wanted, provenance.config(compiled, [chunk.group]))
-    program = compiled.program(chunk.group, width)
-    return chunks.run(compiled.request, program, chunk)
+    _refuse_differences(wanted, provenance.config(compiled, [work.group]))
+    program = compiled.program(work.group, work.width, work.num_seeds)
+    return chunks.run(compiled.request, program, work)
 
 
 def _refuse_differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -269,26 +269,22 @@ class Team:
             **manifest,
             "config": self._config,
             "environment": manifest["environment"] | self._environment,
-            "layout": [
-                layout | {"chunk": layout["width"] * self.machine.num_devices}
-                for layout in manifest["layout"]
-            ],
         }
 
     def run(
-        self, widths: Mapping[store.Chunk, int]
+        self, works: Mapping[store.Chunk, chunks.Work]
     ) -> Generator[tuple[store.Chunk, dict[str, np.ndarray] | BaseException]]:
         """Run chunks; each with its arrays, or what went wrong, as they end.
 
         Args:
-            widths: Chunk -> number of its cells on one device at a time.
+            works: Chunk -> its lanes and their program.
         """
-        calls = {}
-        for chunk, width in widths.items():
-            name = f"group {chunk.group}"
+        calls, groups = {}, self._compiled.request.groups
+        for chunk, work in works.items():
+            name = manifests.label(groups[work.group].static)
             one = {"computation": {name: self._config["computation"][name]}}
             wanted = {k: x for k, x in self._config.items() if k not in _TOLD} | one
-            calls[chunk] = wanted, width, chunk
+            calls[chunk] = wanted, work
         return self._each(_run_chunk, calls)
 
     def _each(

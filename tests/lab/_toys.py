@@ -125,6 +125,14 @@ def sweep_slowly(kind: str, directory: str) -> None:
     print("done", flush=True)
 
 
+def grow_slowly(kind: str, directory: str) -> None:
+    """The same, into a run of some of the cells with two seeds."""
+    from jaxlr.lab import chunks, sweep
+
+    chunks.SEGMENT_SECONDS = 0.02
+    sweep(slow(kind), directory=directory, resume="grow", num_seeds=3)
+
+
 def start(code: str, **env: str) -> subprocess.Popen:
     """Run code in another process, `toys` being this module."""
     return subprocess.Popen(

@@ -270,7 +270,7 @@ class Cancelling(ThreadPoolExecutor):
         self.num, self.is_notified = 0, is_notified
 
     def submit(self, fn, /, *args, **kwargs):
-        self.num += isinstance(args[-1], store.Chunk)
+        self.num += isinstance(args[-1], chunks.Work)
         if self.num < 2:
             return super().submit(fn, *args, **kwargs)
         future: Future[Any] = Future()
@@ -330,7 +330,7 @@ class Wrong(ThreadPoolExecutor):
         self.change = change
 
     def submit(self, fn, /, *args, **kwargs):
-        is_chunk = isinstance(args[-1], store.Chunk)
+        is_chunk = isinstance(args[-1], chunks.Work)
         change = self.change if is_chunk else lambda out: out
         return super().submit(lambda: change(fn(*args, **kwargs)))
 

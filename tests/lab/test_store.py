@@ -234,7 +234,7 @@ CHANGES = {
     r"axes\.rate": {"axes": {"rate": toys.RATES[:-1]}},
     r"axes\.size": {"axes": {"rate": toys.RATES, "size": (3,)}},
     "num_seeds": {"num_seeds": 3},
-    r"metrics\.loss \(group 0\)": {"experiment": toys.closed(num_steps=49)},
+    r"metrics\.loss \(all cells\)": {"experiment": toys.closed(num_steps=49)},
     "seed": {"seed": 1},
     r"hparams\.rate": {"experiment": toys.closed(rate=0.7)},
     "x64": {"experiment": toys.closed().replace(x64=True)},

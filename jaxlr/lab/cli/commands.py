@@ -82,12 +82,14 @@ def run(invocation: "Invocation") -> Outcome:
 
 def _arguments(general: "General", directory: Path | None) -> dict[str, Any]:
     """What general flags are to `lab.plan` and `lab.sweep`."""
+    resume = "force" if general.force else "grow" if general.grow else general.resume
     return {
         "num_seeds": general.seeds,
         "seed": general.seed,
         "directory": directory,
-        "resume": "force" if general.force else general.resume,
+        "resume": resume,
         "chunk": general.chunk,
+        "lanes": general.lanes,
         "devices": _devices(general.device),
         "backend": general.backend,
     }
