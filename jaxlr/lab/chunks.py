@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxlr.core import compat
 from jaxlr.lab import results, signals
-from jaxlr.lab.lane import LANE, Lane
+from jaxlr.lab.lane import CURVES, ENDED_AT, INFO, LANE, Lane
 from jaxlr.lab.manifest import Chunk
 from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request
@@ -78,6 +78,7 @@ def run(
     *,
     checkpoint: Stored | None = None,
     advance: Callable[[float], Any] = lambda lanes: None,
+    on_segment: Callable[[dict[str, np.ndarray]], Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """All metrics of some lanes, leaves (seed, cell, ...), and the lanes' counters.
 
@@ -91,6 +92,9 @@ def run(
             there. None keeps nothing.
         advance: Called with the number of lanes that have been finished since its last
             call, fractions included.
+        on_segment: Called after every segment of a long run with that of a checkpoint
+            which the metrics so far are made of; if it stops the run by a
+            KeyboardInterrupt, the state is kept.
     """
     lane, lanes = program.lane, (work.seeds[1] - work.seeds[0], len(work.cells))
     parts, total = list(_parts(request, program, work)), math.prod(lanes)
@@ -101,7 +105,7 @@ def run(
                 [program.initial_state() for _ in parts],
             )
             long = _Long(request, program, parts, lanes, checkpoint, steps, starts)
-            long.run(lambda share: advance(share * total))
+            long.run(lambda share: advance(share * total), on_segment)
             return metrics_of(lane, long.whole())
         outs, seed = [], np.uint32(request.seed)
         for _, seeds, values in parts:
@@ -183,17 +187,8 @@ def go_on(
 
 def metrics_of(lane: Lane, state: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """All metrics and counters of a packed carry, leaves (seed, cell, ...)."""
-    carry = lane.unpack(state)
-    curves, last = map(jax.tree.leaves, (carry.curves, carry.info))
-    steps = np.arange(lane.num_rows) * lane.every
-    ended_at = carry.ended_at[:, :, None]
-    has_ended = (ended_at >= 0) & (steps >= ended_at)  # lanes that ended stand still
-    arrays = {}
-    for name, curve, info in zip(lane.metrics, curves, last, strict=True):
-        mask = has_ended.reshape(has_ended.shape + (1,) * (curve.ndim - 3))
-        arrays[name] = np.where(mask, info[:, :, None], curve[:, :, : lane.num_rows])
-    counts = results.diverged_at(lane.metrics, arrays, lane.every)
-    return arrays | {"ended_at": carry.ended_at, "diverged_at": counts}
+    named = dict(zip(lane.state_names, state, strict=True))
+    return results.of_carry(lane.metrics, named, lane.every, lane.num_steps)
 
 
 def _joined(
@@ -248,7 +243,11 @@ class _Long:
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._restore(self.checkpoint)
 
-    def run(self, advance: Callable[[float], Any]) -> None:
+    def run(
+        self,
+        advance: Callable[[float], Any],
+        on_segment: Callable[[dict[str, np.ndarray]], Any] | None = None,
+    ) -> None:
         """Take the steps; `states` is then that of the last."""
         num_steps, (first, last) = self.lane.num_steps, self.steps
         patience = self.request.experiment.checkpoint_seconds
@@ -264,6 +263,8 @@ class _Long:
                 if has_ended:  # later ones change nothing
                     self.t = last
                 advance((self.t - t) / num_steps)
+                if on_segment is not None:
+                    on_segment(self._named((CURVES, INFO, ENDED_AT)))
                 # A longer segment is right while it is short, or while its fixed cost
                 # shows.
                 is_faster = (stop - t) / seconds > 1.1 * pace
@@ -295,8 +296,17 @@ class _Long:
     def save(self) -> None:
         """Keep the state, where there is a place for it."""
         if self.checkpoint is not None and self.t:
-            named = dict(zip(self.lane.state_names, self.whole(), strict=True))
-            self.checkpoint.write(named | {"t": np.int32(self.t)})
+            self.checkpoint.write(self._named(("",)))
+
+    def _named(self, begins: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The arrays of the state whose names begin like one of these, and the step."""
+        names = enumerate(self.lane.state_names)
+        where = {name: i for i, name in names if name.startswith(begins)}
+        parts = [_fetch([state[i] for i in where.values()]) for state in self.states]
+        leaves = _joined(self.parts, parts, self.lanes)
+        return dict(zip(where, leaves, strict=True)) | {
+            "t": np.asarray(self.t, np.int32)
+        }
 
     def whole(self) -> list[np.ndarray]:
         """The state of all lanes."""

@@ -9,11 +9,13 @@ import secrets
 from typing import Any, TYPE_CHECKING
 
 import jax
+import numpy as np
 
 from jaxlr.core.types import Experiment
 from jaxlr.lab import chunks, judging, planning, provenance, signals, store, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.gate import Gate
+from jaxlr.lab.hooks import ending, Hooks
 from jaxlr.lab.manifest import brief, fields_of, of_group
 from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
@@ -45,6 +47,8 @@ def sweep(
     backend: str = "shard_map",
     executor: Any = None,
     lanes: tuple[int, int] | None = None,
+    on_chunk: Callable[["xr.Dataset"], Any] | None = None,
+    on_segment: Callable[["xr.Dataset", int], Any] | None = None,
 ) -> "xr.Dataset":
     """Run an experiment at every cell of its axes, with every seed.
 
@@ -52,6 +56,9 @@ def sweep(
     are one `vmap`. Seed i is the key `fold_in(key(seed), i)` in every cell. A lane
     that diverges is data: `diverged_at` is its first kept step with a metric not
     finite. A long run's lane ends where its state is not finite, whatever its metrics.
+
+    Hooks hear of results as they come. What one raises stops the sweep as Ctrl-C does,
+    with what is finished kept, a long run's state too, and is raised as it is.
 
     Args:
         experiment: The experiment to run.
@@ -84,6 +91,13 @@ def sweep(
             Calls with fewer are padded, so that with given `lanes` the bits of a lane
             do not depend on what else is asked for, now or later. A run that goes on or
             grows keeps its own.
+        on_chunk: Called in this process, `on_chunk(finished)`, with the metrics of
+            every chunk once it is finished and kept: a Dataset with the dimensions
+            `cell`, `seed` and the metrics' own, the swept fields along `cell`. A
+            resumed run calls it for new chunks only.
+        on_segment: Called after every segment of a long run, about once a second,
+            `on_segment(curves, step)`, with the curves of a chunk up to the step that
+            it has reached. Not with an executor.
 
     Returns:
         One variable a metric, with dimensions (axes..., seed, its own); coordinates
@@ -108,6 +122,8 @@ def sweep(
         backend=backend,
         lanes=lanes,
     )
+    hooks = Hooks(on_chunk, on_segment)
+    hooks.check(experiment, executor is not None)
     with contextlib.ExitStack() as stack:
         is_there = root is not None and _only_reads(root, resume)
         place = None if root is None or is_there else root
@@ -117,13 +133,16 @@ def sweep(
         if executor is not None and not is_there:
             team = stack.enter_context(tasks.team(executor, compiled, place))
         with Progress(None, phase="Plan"):
-            run = _Run(compiled, root, resume, team, executor is not None)
+            run = _Run(compiled, root, resume, team, hooks, executor is not None)
         if root is not None:
             SWEPT[root.resolve()] = run.manifest["run"], experiment
+        stopped = None
         try:
             run.all()
-        except KeyboardInterrupt as e:
-            raise KeyboardInterrupt(run.how_to_resume()) from e
+        except KeyboardInterrupt as e:  # what a hook raised gets no other context
+            stopped = ending(e, run.how_to_resume())
+        if stopped is not None:
+            raise stopped
     return run.dataset()
 
 
@@ -145,10 +164,11 @@ class _Run:
         root: Path | None,
         resume: bool | str,
         team: tasks.Team | None,
+        hooks: Hooks,
         is_elsewhere: bool,
     ):
         self.compiled, self.request = compiled, compiled.request
-        self.root, self.team = root, team
+        self.root, self.team, self.hooks = root, team, hooks
         found = planning.begun(compiled, root, resume, team, is_elsewhere)
         recorded, forced, has_grown = found
         if recorded is None or root is None:
@@ -241,13 +261,18 @@ class _Run:
                         self._work(chunk),
                         checkpoint=self.gate.checkpoint(chunk),
                         advance=advance,
+                        on_segment=self.hooks.segments(self.manifest, chunk),
                     )
                 except store.RunDirectoryError:
                     raise
                 except Exception as e:
                     yield chunk, e
                 else:
-                    self.gate.admit(chunk, arrays)
+                    self._keep(chunk, arrays)
+
+    def _keep(self, chunk: store.Chunk, arrays: Mapping[str, np.ndarray]) -> None:
+        self.gate.admit(chunk, arrays)
+        self.hooks.finished(self.manifest, chunk, arrays)
 
     def _program(self, block: int, progress: Progress):
         """Compile at the planned width, and narrower while that is over the budget.
@@ -297,7 +322,7 @@ class _Run:
                     yield chunk, outcome
                     continue
                 try:
-                    self.gate.admit(chunk, outcome)
+                    self._keep(chunk, outcome)
                 except ValueError as e:  # of other metrics than the chunk's
                     yield chunk, e
                 else:

@@ -98,7 +98,9 @@ def judge(
     try:
         found = claims(experiment, results)
     except Exception as e:
-        keeping.problems.append(f"Claims: {find.sentence(e)}")
+        is_whole = results.attrs.get("is_complete", 1)
+        said = keeping.problems if is_whole else keeping.notes
+        said.append(f"Claims: {find.sentence(e)}")
     else:
         if results.attrs.get("is_complete", 1):
             keeping.claims(found, directory / CLAIMS)
@@ -213,7 +215,14 @@ class _Keeping(NamedTuple):
             if pyplot := sys.modules.get("matplotlib.pyplot"):
                 pyplot.close(figure)
         except Exception as e:
-            self.problems.append(f"Figure: {find.sentence(e)}")
+            if figure_fn is None or results.attrs.get("is_complete", 1):
+                self.problems.append(f"Figure: {find.sentence(e)}")
+                return
+            self.notes.append(
+                "The experiment's own figure cannot be drawn of an unfinished run "
+                f"({find.sentence(e)}); it is that which any results can have."
+            )
+            self.figure(None, results, path)
         else:
             self._write(path, image.getvalue())
 

@@ -12,7 +12,7 @@ executes anything: npz without pickle, JSON. A file of arrays says whose they ar
 the checksum of each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import errno
@@ -22,7 +22,7 @@ import json
 import os
 from pathlib import Path
 import socket
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 import zipfile
 
@@ -54,6 +54,9 @@ _DELETE = (
     "Delete that one file and go on with resume (`--resume`): only its cells are "
     "computed again."
 )
+
+
+_T = TypeVar("_T")
 
 
 class RunDirectoryError(RuntimeError):
@@ -259,6 +262,36 @@ def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
         ) from e
 
 
+def stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file from those that had its name before; () if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_mtime_ns
+
+
+def settled(directory: Path, read_fn: Callable[[], _T]) -> _T:
+    """What `read_fn()` returns, called again where a sweep changed what it reads.
+
+    Raises:
+        RunDirectoryError: By `read_fn`, for files that stand still.
+    """
+    while True:
+        before = _changing(directory)
+        try:
+            return read_fn()
+        except RunDirectoryError:
+            if _changing(directory) == before:
+                raise
+
+
+def _changing(directory: Path) -> dict[Path, tuple[int, ...]]:
+    """The files that a running sweep replaces or removes, with their stamps."""
+    paths = [directory / MANIFEST, *directory.glob("segments/*.npz")]
+    return {path: stamp(path) for path in paths}
+
+
 def is_run(directory: Path) -> bool:
     """Whether a run lives there; what a start left that died at once is none.
 
@@ -307,7 +340,8 @@ def lock(directory: Path):
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            _enter_lock(stack, directory / ".lock")
+            # Somebody may be asking whether it is in use.
+            _enter_lock(stack, directory / ".lock", timeout=0.2)
             owner.write_text(f"host {socket.gethostname()}, process {os.getpid()}")
             held = stack.pop_all()
     except filelock.Timeout as e:
@@ -322,16 +356,29 @@ def lock(directory: Path):
         yield
 
 
-def _enter_lock(stack: contextlib.ExitStack, path: Path) -> None:
+def _enter_lock(stack: contextlib.ExitStack, path: Path, timeout: float) -> None:
     try:
-        hard = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+        hard = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
         stack.enter_context(hard)
     except (NotImplementedError, OSError) as e:
         is_missing = isinstance(e, NotImplementedError) or e.errno in _NO_FLOCK
         if isinstance(e, filelock.Timeout) or not is_missing:
             raise
         soft = path.with_name(path.name + ".soft")
-        stack.enter_context(filelock.SoftFileLock(soft, timeout=0))
+        stack.enter_context(filelock.SoftFileLock(soft, timeout=timeout))
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a process holds the lock; so it seems where this one may not ask."""
+    path = directory / ".lock"
+    if not (path.exists() or path.with_name(".lock.soft").exists()):
+        return False
+    try:
+        with contextlib.ExitStack() as stack:
+            _enter_lock(stack, path, timeout=0)
+    except OSError:  # a timeout, or storage that this process may not write to
+        return True
+    return False
 
 
 def refuse_changes(

@@ -20,6 +20,7 @@ _COMMANDS: dict[str, Any] = {
     "list": commands.list_,
     "plan": flags.Plan,
     "run": flags.Run,
+    "watch": commands.watch,
     "show": commands.show,
     "replay": commands.replay,
     "reproduce": reproduce.reproduce,
@@ -28,9 +29,10 @@ _COMMANDS: dict[str, Any] = {
 }
 _DESCRIPTION = """Low-rank and structured learning in JAX: sweeps that answer questions.
 
-Exit status: 0 if all is well; 1 if a claim fails, or a replay or a compilation does; 2
-on misuse, and if something that is needed is missing; 3 if the experiment's own code
-raises an error; 130 on Ctrl-C and SIGTERM. `jaxlr --version` prints the version."""
+Exit status: 0 if all is well; 1 if a claim fails, or a replay or a compilation does, or
+a run that is watched stops; 2 on misuse, and if something that is needed is missing; 3
+if the experiment's own code raises an error; 130 on Ctrl-C and SIGTERM.
+`jaxlr --version` prints the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None for those of this process.
 
     Returns:
-        The exit status: 0; 1 if a claim fails, or a replay or a compilation does; 2 on
-        misuse, and if something that is needed is missing; 3 if the experiment's own
-        code raises an error; 130 on Ctrl-C and SIGTERM.
+        The exit status: 0; 1 if a claim fails, or a replay or a compilation does, or a
+        run that is watched stops; 2 on misuse, and if something that is needed is
+        missing; 3 if the experiment's own code raises an error; 130 on Ctrl-C
+        and SIGTERM.
 
     Raises:
         SystemExit: By tyro: 0 after `--help`, 2 on arguments that it cannot read.

@@ -171,6 +171,34 @@ def show(
     return outcome._replace(summary=outcome.summary | {"attributes": results.attrs})
 
 
+def watch(run: _Run, /, *, interval: float = 3.0, is_json: Json = False) -> Outcome:
+    """Follow a run of another process until it is complete, or has stopped.
+
+    Lanes that are done, an estimate of the time left, and the last value of each
+    metric: the median of the lanes. The exit status is 1 if the run stops unfinished.
+
+    Args:
+        run: The run directory.
+        interval: Seconds between two looks.
+        is_json: Look once; print one JSON object on stdout, all else on stderr.
+
+    Raises:
+        ValueError: If `interval` is not positive.
+    """
+    from jaxlr.core import checks
+    from jaxlr.lab import watching
+
+    checks.positive("--interval", interval)
+    watched = watching.Watched(run.expanduser())
+    try:
+        sight = watched.look() if is_json else watching.follow(watched, interval)
+    except KeyboardInterrupt:
+        return Outcome(130, {})
+    if sight.state == "stopped":
+        _say((f"It stopped unfinished. Go on with --directory {run} --resume.",))
+    return Outcome(int(sight.state == "stopped"), dataclasses.asdict(sight))
+
+
 def replay(
     run: _Run,
     /,
@@ -284,7 +312,7 @@ def _conclude(
     if not is_complete:
         _say(
             (
-                "The run is unfinished, its missing cells are NaN. Go on with "
+                "The run is unfinished, what is missing is NaN. Go on with "
                 f"--directory {directory} --resume.",
             )
         )
