@@ -472,13 +472,13 @@ def test_only_what_is_left_fails_where_a_group_cannot_be_compiled(
     (tmp_path / "chunks/g001-c00001.npz").unlink()
     compile_ = Compiled.program
 
-    def program(self, group, width):
+    def program(self, group, *lanes):
         if group == 1:
             raise OSError("no compiler")
-        return compile_(self, group, width)
+        return compile_(self, group, *lanes)
 
     monkeypatch.setattr(Compiled, "program", program)
-    cells = r"Cells 2\.\.3 of group 1 .* failed: OSError: no compiler\. All else"
+    cells = r"Cells 2\.\.3 of block 1 .* failed: OSError: no compiler\. All else"
     with pytest.raises(RuntimeError, match=cells):
         sweep(
             experiment,
