@@ -156,6 +156,7 @@ def test_flags_reach_the_sweep(mine, swept):
         "seed": 4,
         "directory": Path("here"),
         "resume": False,
+        "lanes": None,
         "chunk": 2,
         "devices": "tpu",
         "backend": "pmap",
