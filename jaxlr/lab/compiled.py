@@ -59,7 +59,14 @@ class Compiled:
         """The traced lane of a group; traced once."""
         if group not in self._lanes:
             request = self.request
-            self._lanes[group] = lanes.trace(request.experiment, request.groups[group])
+            part = request.groups[group]
+            try:
+                self._lanes[group] = lanes.trace(request.experiment, part)
+            except Exception as e:
+                if part.static:
+                    values = ", ".join(f"{n}={x!r}" for n, x in part.static.items())
+                    e.add_note(f"In the compile group of {values}.")
+                raise
         return self._lanes[group]
 
     def program(

@@ -16,7 +16,7 @@ from jaxlr.lab import chunks, judging, planning, provenance, signals, store, tas
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.gate import Gate
 from jaxlr.lab.hooks import ending, Hooks
-from jaxlr.lab.manifest import fields_of, of_group
+from jaxlr.lab.manifest import brief, fields_of, of_group
 from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
 
@@ -24,8 +24,14 @@ from jaxlr.lab.request import Request
 if TYPE_CHECKING:
     import xarray as xr
 
-# Directory -> the experiment that this process swept there, for `replay`.
-SWEPT: dict[Path, Experiment] = {}
+# Directory -> the run that this process swept there, and its experiment.
+SWEPT: dict[Path, tuple[str | None, Experiment]] = {}
+
+
+def swept(directory: Path, manifest: Mapping[str, Any]) -> Experiment | None:
+    """The experiment of a run, if this process swept it."""
+    run, experiment = SWEPT.get(directory.resolve(), (None, None))
+    return experiment if run == manifest["run"] else None
 
 
 def sweep(
@@ -119,16 +125,17 @@ def sweep(
     hooks = Hooks(on_chunk, on_segment)
     hooks.check(experiment, executor is not None)
     with contextlib.ExitStack() as stack:
-        place = None if root is None or _only_reads(root, resume) else root
+        is_there = root is not None and _only_reads(root, resume)
+        place = None if root is None or is_there else root
         if place is not None:
             stack.enter_context(store.lock(place))
         compiled, team = Compiled(request), None
-        if executor is not None:
+        if executor is not None and not is_there:
             team = stack.enter_context(tasks.team(executor, compiled, place))
         with Progress(None, phase="Plan"):
-            run = _Run(compiled, root, resume, team, hooks)
+            run = _Run(compiled, root, resume, team, hooks, executor is not None)
         if root is not None:
-            SWEPT[root.resolve()] = experiment
+            SWEPT[root.resolve()] = run.manifest["run"], experiment
         stopped = None
         try:
             run.all()
@@ -142,7 +149,7 @@ def sweep(
 def _only_reads(root: Path, resume: bool | str) -> bool:
     """Whether nothing is left to do or keep there: read-only storage will do."""
     # Asked before a lock file is put there.
-    if resume in (False, "grow") or not store.is_run(root):
+    if not store.is_run(root) or resume in (False, "grow"):
         return False
     manifest = store.read_manifest(root)
     return manifest["is_complete"] and not Gate(manifest, root).missing()
@@ -158,10 +165,12 @@ class _Run:
         resume: bool | str,
         team: tasks.Team | None,
         hooks: Hooks,
+        is_elsewhere: bool,
     ):
         self.compiled, self.request = compiled, compiled.request
         self.root, self.team, self.hooks = root, team, hooks
-        recorded, forced, has_grown = planning.begun(compiled, root, resume, team)
+        found = planning.begun(compiled, root, resume, team, is_elsewhere)
+        recorded, forced, has_grown = found
         if recorded is None or root is None:
             cuts, _ = planning.fit(compiled, team and team.machine)
             manifest = planning.manifest_of(compiled, cuts, team)
@@ -239,7 +248,8 @@ class _Run:
             except Exception as e:
                 if len(self.request.groups) == 1:
                     raise
-                yield from ((c, e) for c in self._chunks(block))
+                left = (c for c in self._chunks(block) if not self.gate.is_done(c))
+                yield from ((c, e) for c in left)
                 continue
             for chunk in self._chunks(block):
                 if self.gate.is_done(chunk):
@@ -325,8 +335,7 @@ class _Run:
         cells = block["cells"][chunk.start : chunk.stop]
         fields = fields_of(self.manifest["config"]["axes"], cells)
         values = "; ".join(
-            f"{name}={', '.join(map(repr, dict.fromkeys(found)))}"
-            for name, found in fields.items()
+            f"{name}={brief(*dict.fromkeys(found))}" for name, found in fields.items()
         )
         first, last = chunk.seeds[0], chunk.seeds[1] - 1
         others = f" So did {len(failures) - 1} others." * (len(failures) > 1)

@@ -36,6 +36,13 @@ class Gate:
     def _results(self) -> results.Results:
         return results.Results(self.manifest)
 
+    @ft.cached_property
+    def _dtypes(self) -> dict[str, np.dtype]:
+        """Name -> the dtype that a metric has once all chunks are there."""
+        _, groups = results.from_manifest(self.manifest)
+        merged = results.merged_metrics(groups)
+        return {name: dtype for name, (_, dtype) in merged.items()}
+
     def is_done(self, chunk: Chunk) -> bool:
         """Whether the chunk has come in, and is there."""
         if self.root is None:
@@ -69,6 +76,7 @@ class Gate:
             self._results.insert(chunk, arrays)
             self._held.add(chunk)
             return
+        self._check_whole(arrays)
         self.check_place()
         self._place("chunks", chunk).write(arrays)
         (self.root / "segments" / chunk.filename).unlink(missing_ok=True)
@@ -177,11 +185,23 @@ class Gate:
             path = self.root / store.MANIFEST
             raise store.RunDirectoryError(f"{path} cannot be used: {e}") from e
         for chunk in manifests.chunks(self.manifest):
-            if chunk not in missing:
-                found.insert(chunk, self.read(chunk))
-            elif (part := self.so_far(chunk)) is not None:
+            is_done = chunk not in missing
+            part = (self.read(chunk), 1.0) if is_done else self.so_far(chunk)
+            if part is None:
+                continue
+            try:
+                self._check_whole(part[0])
                 found.insert(chunk, *part)
+            except ValueError as e:
+                what = f"{self.root} cannot be loaded: {e}"
+                raise store.RunDirectoryError(what) from e
         return found.dataset()
+
+    def _check_whole(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuse integers that will be too large once all chunks are there."""
+        for name, dtype in self._dtypes.items():
+            if name in arrays:  # else it is of other groups alone
+                results.check_whole(name, arrays[name], dtype)
 
     def _place(self, folder: str, chunk: Chunk) -> store.Stored:
         assert self.root is not None

@@ -8,6 +8,7 @@ compile group, with one program: `num_seeds` seeds by `width` cells on each devi
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 import json
 import math
 from types import NoneType
@@ -19,6 +20,7 @@ from jaxlr.lab.metrics import Metric, storage_dtype
 
 
 FORMAT = 2
+BACKENDS = "shard_map", "pmap"
 COUNTERS = {
     name: Metric((), (), "int32", long_name=text)
     for name, text in (
@@ -174,6 +176,22 @@ def misfits(manifest: Mapping[str, Any], chunk: Chunk, arrays: Any) -> list[str]
     return lines
 
 
+def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the digest by which `validated` notices that it was edited."""
+    return {**manifest, "digest": _digest(manifest)}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    decisive = [manifest[name] for name in ("config", "counters", "layout")]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def brief(*values: Any) -> str:
+    """What a message quotes of some values, cut where it is long."""
+    text = ", ".join(map(repr, values))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def validated(content: Any) -> dict[str, Any]:
     """A manifest as its file holds it, checked; what format 1 had not is added.
 
@@ -193,13 +211,20 @@ def validated(content: Any) -> dict[str, Any]:
         manifest.setdefault("run", None)
         manifest.setdefault("lanes", {"num_seeds": None, "num_cells": None})
         _add_missing(manifest)
+    else:
+        _fits("", manifest, {"digest": str})
     _fits("", manifest, _MANIFEST)
     for name in ("num_seeds", "every"):
         _least(f"config.{name}", manifest["config"][name], 1)
+    seed, backend = manifest["config"]["seed"], manifest["environment"]["backend"]
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"config.seed must be in 0..{2**32 - 1}, it is {seed}")
+    if backend not in BACKENDS:
+        raise ValueError(f"environment.backend is {backend!r}, none of {BACKENDS}")
     _check_axes(manifest["config"])
     for name, digest in manifest["config"]["computation"].items():
         _fits(f"config.computation.{name}", digest, str)
-    for name, kind in {"timings": dict, "forced": list}.items():
+    for name, kind in {"timings": dict, "forced": list, "history": list}.items():
         _fits(name, manifest.get(name, kind()), kind)
     for name, notes in manifest["field_notes"].items():
         _fits(f"field_notes.{name}", notes, dict)
@@ -208,6 +233,8 @@ def validated(content: Any) -> dict[str, Any]:
     for g, block in enumerate(manifest["layout"]):
         _check_block(f"layout[{g}]", block, manifest["config"])
     _check_lanes(manifest)
+    if (number > 1 or "digest" in content) and content["digest"] != _digest(content):
+        raise ValueError("config, counters or layout are not what was written: edited")
     return manifest
 
 
@@ -251,7 +278,7 @@ def _fits(where: str, value: Any, schema: Any) -> None:
         kinds = schema if isinstance(schema, tuple) else (schema,)
         if type(value) not in kinds:
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{where} must be of type {names}, it is {value!r}")
+            raise ValueError(f"{where} must be of type {names}, it is {brief(value)}")
 
 
 def _least(where: str, value: int, least: int) -> None:
@@ -264,12 +291,13 @@ def _check_axes(config: Mapping[str, Any]) -> None:
         where = f"config.axes.{name}"
         _fits(where, axis, list)
         if len(axis) != 2:
-            raise ValueError(f"{where} must be fields and points, it is {axis!r}")
+            raise ValueError(f"{where} must be fields and points, it is {brief(axis)}")
         _fits(f"{where}[0]", axis[0], [str])
         _fits(f"{where}[1]", axis[1], [list])
         if not axis[1] or any(len(point) != len(axis[0]) for point in axis[1]):
             raise ValueError(
-                f"{where} must have points of {len(axis[0])} values, it has {axis[1]!r}"
+                f"{where} must have points of {len(axis[0])} values, it has "
+                f"{brief(axis[1])}"
             )
 
 

@@ -242,9 +242,20 @@ class Begun(NamedTuple):
 
 
 def begun(
-    compiled: Compiled, root: Path | None, resume: bool | str, team: tasks.Team | None
+    compiled: Compiled,
+    root: Path | None,
+    resume: bool | str,
+    team: tasks.Team | None,
+    is_elsewhere: bool = False,
 ) -> Begun:
     """The run that a sweep goes on with; nothing is written.
+
+    Args:
+        compiled: The sweep.
+        root: The run directory; None for none.
+        resume: As for `sweep`.
+        team: The workers that run what is missing; None: this process does.
+        is_elsewhere: Whether workers computed it, which a finished run asks no more.
 
     Raises:
         RunDirectoryError: If the directory cannot be used as asked.
@@ -270,6 +281,12 @@ def begun(
         recorded = growing.grown(root, recorded, now)
     then = recorded["config"]
     now["config"] = provenance.in_words_of(then, now["config"], compiled)
+    if is_elsewhere and team is None:
+        theirs = ["platform", "device_kind"]
+        has_edit = then["source"] != now["config"]["source"]
+        if then["platform"] != now["config"]["platform"] and not has_edit:
+            theirs.append("computation")  # kernels are chosen by the platform
+        now["config"] |= {name: then[name] for name in theirs}
     forced = store.refuse_changes(root, recorded, now, resume == "force")
     if note := provenance.edit(then, now["config"]):
         _LOG.warning(note)

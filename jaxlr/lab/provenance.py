@@ -53,13 +53,10 @@ def _digest(text: bytes) -> str:
 
 
 def source_digest(experiment: Experiment) -> str:
-    """Digest of the experiment's whole file; in a notebook, of its function."""
-    if path := source_path(experiment):
-        return _digest(Path(path).read_bytes())
-    try:
-        return _digest(inspect.getsource(plain_function(experiment)).encode())
-    except (OSError, TypeError):
-        return fingerprint.of(plain_function(experiment)).digest
+    """Digest of `source_text`; of the function where there is none."""
+    if text := source_text(experiment):
+        return _digest(text)
+    return fingerprint.of(plain_function(experiment)).digest
 
 
 def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str, Any]:

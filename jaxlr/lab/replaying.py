@@ -21,7 +21,7 @@ from jaxlr.lab import (
     store,
 )
 from jaxlr.lab.compiled import Compiled
-from jaxlr.lab.engine import SWEPT
+from jaxlr.lab.engine import swept
 from jaxlr.lab.gate import Gate
 from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request
@@ -75,7 +75,7 @@ def replay(
         if index in layout["cells"] and seed in range(*layout["seeds"])
     )
     layout = manifest["layout"][block]
-    experiment = experiment or SWEPT.get(directory.resolve()) or find.recorded(manifest)
+    experiment = experiment or swept(directory, manifest) or find.recorded(manifest)
     try:
         experiment = _as_recorded(experiment, config)
     except (TypeError, ValueError) as e:

@@ -12,9 +12,6 @@ from jaxlr.core.types import Experiment
 from jaxlr.lab import grid, manifest
 
 
-BACKENDS = ("shard_map", "pmap")
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """The arguments of a sweep that decide its results, validated; `make` makes one.
@@ -74,7 +71,7 @@ class Request:
             seed=checks.count("seed", seed, least=0, most=2**32 - 1),
             chunk=None if chunk is None else checks.count("chunk", chunk),
             devices=tuple(devices),
-            backend=checks.choice("backend", backend, BACKENDS),
+            backend=checks.choice("backend", backend, manifest.BACKENDS),
             lanes=None if lanes is None else _checked(lanes),
         )
 

@@ -67,7 +67,7 @@ class Results:
         cells = self.groups[chunk.block][0].cells[chunk.start : chunk.stop]
         for name, array in arrays.items():
             target = self.arrays[name]
-            _check_whole(name, array, target.dtype)
+            check_whole(name, array, target.dtype, self.has_gaps)
             array = np.swapaxes(array, 0, 1)
             own = tuple(slice(n) for n in array.shape[2:])
             where = (cells, slice(*chunk.seeds), *own)
@@ -217,16 +217,28 @@ def of_chunk(
     return xr.Dataset(variables, coords, attributes(manifest))
 
 
-def _check_whole(name: str, array: np.ndarray, dtype: np.dtype) -> None:
+def check_whole(
+    name: str, array: np.ndarray, dtype: np.dtype, has_gaps: bool = False
+) -> None:
+    """Refuse integers that the dtype cannot hold in which a metric is kept.
+
+    Raises:
+        ValueError: If one is too large, saying how large they may be.
+    """
     if array.dtype.kind not in "iu" or dtype.kind not in "fc" or not array.size:
         return
     digits = 2 ** (np.finfo(dtype).nmant + 1)
     worst = max(int(array.max()), -int(array.min()))
     if worst > digits:
+        why = (
+            "cells are missing; finish the run to load it (`--resume`)."
+            if has_gaps
+            else "another group has another type or length. Return it as one type, of "
+            "one length, in all groups."
+        )
         raise ValueError(
             f"The metric {name!r} holds integers of size {worst}, and has become "
-            f"{dtype}, exact up to {digits}: another group has another type or length, "
-            "or cells are missing. Return it as one type, of one length, in all groups."
+            f"{dtype}, exact up to {digits}: {why}"
         )
 
 

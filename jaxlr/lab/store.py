@@ -32,10 +32,12 @@ import numpy as np
 
 from jaxlr.lab import signals
 from jaxlr.lab.manifest import (
+    brief,
     Chunk as Chunk,
     chunks as chunks,
     differing,
     label,
+    signed,
     validated,
 )
 
@@ -47,6 +49,7 @@ _HEADER = "header.json"
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+_DAMAGED = {None, errno.EINVAL}  # seeking where damaged bytes say raises this
 _DELETE = (
     "Delete that one file and go on with resume (`--resume`): only its cells are "
     "computed again."
@@ -169,11 +172,17 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | Non
             return arrays, header["identity"]
     except MemoryError:
         raise
-    except (FileNotFoundError, PermissionError) as e:
-        raise RunDirectoryError(f"{path} cannot be read: {e.strerror}.") from e
     except Exception as e:  # damaged bytes raise a dozen kinds
+        if isinstance(e, OSError) and e.errno not in _DAMAGED:
+            raise _unreadable(path, e) from e
         what = f"{type(e).__name__}: {e}"
         raise RunDirectoryError(f"{path} is corrupt ({what}). {_DELETE}") from e
+
+
+def _unreadable(path: Path, error: OSError) -> RunDirectoryError:
+    """The error for a file whose storage fails: what is in it may be well."""
+    reason = error.strerror or error
+    return RunDirectoryError(f"{path} cannot be read ({reason}); try again.")
 
 
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
@@ -211,7 +220,8 @@ class Stored:
         if found is None and self.is_named:
             raise self.refused("it does not say whose it is")
         if found is not None and (names := differing(found, self.identity)):
-            pairs = (f"{n} {found.get(n)}, not {self.identity.get(n)}" for n in names)
+            sides = ((n, brief(found.get(n)), self.identity.get(n)) for n in names)
+            pairs = (f"{n} {theirs}, not {brief(ours)}" for n, theirs, ours in sides)
             raise self.refused("it is of " + "; of ".join(pairs))
         return arrays
 
@@ -222,9 +232,9 @@ class Stored:
         )
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Store JSON, readable."""
-    text = json.dumps(content, indent=1).encode()
+def write_json(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Store a manifest, readable, with its digest."""
+    text = json.dumps(signed(manifest), indent=1).encode()
     write_atomically(path, lambda file: file.write(text))
 
 
@@ -244,7 +254,9 @@ def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
         return validated(json.loads(path.read_bytes()))
     except FileNotFoundError as e:
         raise RunDirectoryError(f"{directory} holds no run: no {name}.") from e
-    except (OSError, ValueError) as e:
+    except OSError as e:
+        raise _unreadable(path, e) from e
+    except ValueError as e:
         raise RunDirectoryError(
             f"{path} cannot be read: {e}. Restore it, or use another directory."
         ) from e
@@ -400,7 +412,8 @@ def refuse_changes(
     lanes = ("axes", "num_seeds", "seed", "metrics", "halving")
     fixed = [k for k in changed if k.split(".")[0] in lanes]
     lines = [
-        f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed
+        f"{k}: {brief(old.get(k, 'absent'))} -> {brief(new.get(k, 'absent'))}"
+        for k in changed
     ]
     if not changed or (is_forced and not fixed):
         return lines

@@ -33,8 +33,8 @@ from jaxlr.lab.request import Request
 
 
 SMALL = 2**16  # bytes that travel with every task, rather than by a file
-# Digest -> what this process has sent: its own threads are workers too.
-_SENT: weakref.WeakValueDictionary[str, Compiled] = weakref.WeakValueDictionary()
+# (Digest, settings) -> what this process has sent: its own threads are workers too.
+_SENT: weakref.WeakValueDictionary[Any, Compiled] = weakref.WeakValueDictionary()
 # Module of one's own -> digest of the file it was loaded from, in a worker.
 _LOADED: dict[str, str] = {}
 # Of no interest to a worker: it is told them, or has no files.
@@ -187,9 +187,8 @@ def _in_worker(
         for name, value in parcel.settings:  # of this thread alone
             stack.enter_context(getattr(jax, name)(value))
         try:
-            compiled = _SENT.get(parcel.digest) or kept(
-                parcel.digest, lambda: _unpack(parcel, content)
-            )
+            key = parcel.digest, parcel.settings  # traces are made under these
+            compiled = _SENT.get(key) or kept(key, lambda: _unpack(parcel, content))
         except _Unseen:
             return _UNSEEN
         return function(compiled, *arguments)
@@ -237,8 +236,8 @@ class Team:
         self, executor: Any, compiled: Compiled, content: bytes, file: str | None
     ):
         digest = hashlib.sha256(content).hexdigest()
-        _SENT[digest] = self._compiled = compiled
         self._parcel = _Parcel(digest, file, tuple(settings().items()))
+        _SENT[digest, self._parcel.settings] = self._compiled = compiled
         self._executor, self._content, self._keywords = executor, content, {}
         client = getattr(executor, "_client", executor)
         if type(client).__module__.partition(".")[0] == "distributed":

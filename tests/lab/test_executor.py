@@ -1,5 +1,6 @@
 from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
 import importlib
+import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -17,7 +18,16 @@ import numpy as np
 import pytest
 
 from jaxlr.core import Experiment
-from jaxlr.lab import find, load, planning, provenance, store, sweep, tasks
+from jaxlr.lab import (
+    find,
+    load,
+    planning,
+    provenance,
+    RunDirectoryError,
+    store,
+    sweep,
+    tasks,
+)
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.memory import Machine
 from jaxlr.lab.request import Request
@@ -450,6 +460,61 @@ def _fails_at(rate):
     return Experiment(
         run=run, hparams=toys.HParams(), axes={"size": [3, 4], "rate": toys.RATES}
     )
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_only_what_is_left_fails_where_a_group_cannot_be_compiled(
+    tmp_path, monkeypatch, elsewhere
+):
+    """Of a group that does not compile any more, the finished chunks stay so."""
+    experiment = toys.closed().replace(axes={"size": [3, 4], "rate": toys.RATES})
+    sweep(experiment, directory=tmp_path, chunk=2)
+    (tmp_path / "chunks/g001-c00001.npz").unlink()
+    compile_ = Compiled.program
+
+    def program(self, group, *lanes):
+        if group == 1:
+            raise OSError("no compiler")
+        return compile_(self, group, *lanes)
+
+    monkeypatch.setattr(Compiled, "program", program)
+    cells = r"Cells 2\.\.3 of block 1 .* failed: OSError: no compiler\. All else"
+    with pytest.raises(RuntimeError, match=cells):
+        sweep(
+            experiment,
+            directory=tmp_path,
+            resume=True,
+            executor=AtOnce() if elsewhere else None,
+        )
+
+
+def test_a_finished_run_needs_no_workers(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        wanted = sweep(toys.closed(), directory=tmp_path, executor=pool, chunk=2)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    there = {"platform": "tpu", "device_kind": "TPU v5"}  # as if they had been others
+    manifest["config"] |= there | {"computation": {"all cells": "of the workers"}}
+    store.write_json(path, manifest)
+    found = sweep(toys.closed(), directory=tmp_path, executor=pool, resume=True)
+    toys.assert_equal(found, wanted)
+    with pytest.raises(RunDirectoryError, match=r"(?s)device_kind: .*platform: "):
+        sweep(toys.closed(), directory=tmp_path, resume=True)
+    manifest["config"]["source"] = "edited"  # who knows what it computes there
+    store.write_json(path, manifest)
+    with pytest.raises(RunDirectoryError, match=r"(?s)computation.* source: "):
+        sweep(toys.closed(), directory=tmp_path, executor=pool, resume=True)
+
+
+def test_a_worker_traces_anew_under_other_settings(monkeypatch):
+    monkeypatch.setattr(tasks, "_SENT", Forgetful())
+    experiment = toys.closed(size=5)
+    with ThreadPoolExecutor(1) as pool:
+        for name in ("threefry2x32", "rbg"):
+            with jax.default_prng_impl(name):
+                wanted = sweep(experiment, chunk=2)
+                found = sweep(experiment, chunk=2, executor=pool)
+            toys.assert_equal(found, wanted)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

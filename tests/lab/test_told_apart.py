@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlr.lab import compiled, find, fingerprint, replay, RunDirectoryError, sweep
+from jaxlr.lab import (
+    compiled,
+    find,
+    fingerprint,
+    replay,
+    RunDirectoryError,
+    store,
+    sweep,
+)
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.request import Request
 from tests.lab import _toys as toys
@@ -221,7 +229,7 @@ def test_digests_of_format_1_are_understood(tmp_path, use_color):
     manifest = json.loads(path.read_text())
     lane = Compiled(Request.make(experiment(table))).lane(0)
     manifest["config"]["computation"] = {"all cells": _text_digest(lane, use_color)}
-    path.write_text(json.dumps(manifest))
+    store.write_json(path, manifest)
     (tmp_path / "chunks/g000-c00001.npz").unlink()
     with pytest.raises(RunDirectoryError, match=r"(?m)^  computation.all cells: "):
         sweep(experiment(table + 1), directory=tmp_path, resume=True)

@@ -159,9 +159,10 @@ def show(
     report.console().print(report.attributes_table(results.attrs))
     found = find.find(experiment) if experiment else None
     if found is None and judging.recorded(run) is None:
-        found = engine.SWEPT.get(run.resolve())
+        manifest = store.read_manifest(run)
+        found = engine.swept(run, manifest)
         if found is None and results.attrs["experiment"] in find.names():
-            found = find.recorded(store.read_manifest(run))
+            found = find.recorded(manifest)
     if found is None:
         judgement = judging.recall(results, run)
     else:
