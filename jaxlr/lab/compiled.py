@@ -60,15 +60,30 @@ class Compiled:
         """The traced lane of a group; traced once."""
         if group not in self._lanes:
             request = self.request
-            self._lanes[group] = lanes.trace(request.experiment, request.groups[group])
+            part = request.groups[group]
+            try:
+                self._lanes[group] = lanes.trace(request.experiment, part)
+            except Exception as e:
+                if part.static:
+                    values = ", ".join(f"{n}={x!r}" for n, x in part.static.items())
+                    e.add_note(f"In the compile group of {values}.")
+                raise
         return self._lanes[group]
 
-    def program(self, group: int, width: int) -> program.Program:
-        """The compiled program of a group, `width` cells a device."""
+    def program(
+        self, group: int, width: int, num_seeds: int | None = None
+    ) -> program.Program:
+        """The compiled program of a group.
+
+        Args:
+            group: Index of the group.
+            width: Number of cells that it computes at once on a device.
+            num_seeds: Number of seeds that it computes at once; None for all seeds.
+        """
         lane, request = self.lane(group), self.request
         layout = {
             "width": width,
-            "num_seeds": request.num_seeds,
+            "num_seeds": num_seeds or request.num_seeds,
             "devices": request.devices,
             "backend": request.backend,
         }

@@ -9,12 +9,14 @@ import secrets
 from typing import Any, TYPE_CHECKING
 
 import jax
+import numpy as np
 
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, planning, provenance, signals, store, tasks
+from jaxlr.lab import chunks, judging, planning, provenance, signals, store, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.gate import Gate
-from jaxlr.lab.manifest import fields_of
+from jaxlr.lab.hooks import ending, Hooks
+from jaxlr.lab.manifest import brief, fields_of, of_group
 from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
 
@@ -22,8 +24,14 @@ from jaxlr.lab.request import Request
 if TYPE_CHECKING:
     import xarray as xr
 
-# Directory -> the experiment that this process swept there, for `replay`.
-SWEPT: dict[Path, Experiment] = {}
+# Directory -> the run that this process swept there, and its experiment.
+SWEPT: dict[Path, tuple[str | None, Experiment]] = {}
+
+
+def swept(directory: Path, manifest: Mapping[str, Any]) -> Experiment | None:
+    """The experiment of a run, if this process swept it."""
+    run, experiment = SWEPT.get(directory.resolve(), (None, None))
+    return experiment if run == manifest["run"] else None
 
 
 def sweep(
@@ -38,6 +46,9 @@ def sweep(
     devices: Sequence[jax.Device] | None = None,
     backend: str = "shard_map",
     executor: Any = None,
+    lanes: tuple[int, int] | None = None,
+    on_chunk: Callable[["xr.Dataset"], Any] | None = None,
+    on_segment: Callable[["xr.Dataset", int], Any] | None = None,
 ) -> "xr.Dataset":
     """Run an experiment at every cell of its axes, with every seed.
 
@@ -45,6 +56,9 @@ def sweep(
     are one `vmap`. Seed i is the key `fold_in(key(seed), i)` in every cell. A lane
     that diverges is data: `diverged_at` is its first kept step with a metric not
     finite. A long run's lane ends where its state is not finite, whatever its metrics.
+
+    Hooks hear of results as they come. What one raises stops the sweep as Ctrl-C does,
+    with what is finished kept, a long run's state too, and is raised as it is.
 
     Args:
         experiment: The experiment to run.
@@ -57,6 +71,13 @@ def sweep(
         resume: Whether to go on with what is in `directory`, or start there if nothing
             is; `"force"` goes on even if computation, configuration or versions
             changed. A source that was edited and computes what it did is noted.
+            `"grow"` goes on with a finished or unfinished run, and may ask for more:
+            more seeds, more values of axes in any order, axes of static fields that had
+            a value among theirs. What exists is kept; only new lanes are run, as many
+            at once as those of the run (a compile group that is new to it has cells at
+            once of its own). If the run has `lanes` given, it then is bit by bit what
+            it would have been if begun whole; if not, what it would have been if begun
+            whole in programs as wide as its manifest says.
         chunk: Largest number of cells of a chunk; None for what fits into memory. A
             resumed run keeps its own.
         devices: Devices that share the cells of every chunk; None for all local ones.
@@ -65,6 +86,18 @@ def sweep(
             (spawned processes, Dask's `client.get_executor()`), or one of submitit
             (SLURM). None runs them here. A long run's chunk has no checkpoints
             elsewhere.
+        lanes: How many seeds, and how many cells on each device, one call of a program
+            computes. None for what is fast: all seeds, and cells by time and memory.
+            Calls with fewer are padded, so that with given `lanes` the bits of a lane
+            do not depend on what else is asked for, now or later. A run that goes on or
+            grows keeps its own.
+        on_chunk: Called in this process, `on_chunk(finished)`, with the metrics of
+            every chunk once it is finished and kept: a Dataset with the dimensions
+            `cell`, `seed` and the metrics' own, the swept fields along `cell`. A
+            resumed run calls it for new chunks only.
+        on_segment: Called after every segment of a long run, about once a second,
+            `on_segment(curves, step)`, with the curves of a chunk up to the step that
+            it has reached. Not with an executor.
 
     Returns:
         One variable a metric, with dimensions (axes..., seed, its own); coordinates
@@ -87,28 +120,36 @@ def sweep(
         chunk=chunk,
         devices=devices,
         backend=backend,
+        lanes=lanes,
     )
+    hooks = Hooks(on_chunk, on_segment)
+    hooks.check(experiment, executor is not None)
     with contextlib.ExitStack() as stack:
-        place = None if root is None or _only_reads(root, resume) else root
+        is_there = root is not None and _only_reads(root, resume)
+        place = None if root is None or is_there else root
         if place is not None:
             stack.enter_context(store.lock(place))
         compiled, team = Compiled(request), None
-        if executor is not None:
+        if executor is not None and not is_there:
             team = stack.enter_context(tasks.team(executor, compiled, place))
         with Progress(None, phase="Plan"):
-            run = _Run(compiled, root, resume, team)
+            run = _Run(compiled, root, resume, team, hooks, executor is not None)
         if root is not None:
-            SWEPT[root.resolve()] = experiment
+            SWEPT[root.resolve()] = run.manifest["run"], experiment
+        stopped = None
         try:
             run.all()
-        except KeyboardInterrupt as e:
-            raise KeyboardInterrupt(run.how_to_resume()) from e
+        except KeyboardInterrupt as e:  # what a hook raised gets no other context
+            stopped = ending(e, run.how_to_resume())
+        if stopped is not None:
+            raise stopped
     return run.dataset()
 
 
 def _only_reads(root: Path, resume: bool | str) -> bool:
     """Whether nothing is left to do or keep there: read-only storage will do."""
-    if not (store.is_run(root) and resume):  # asked before a lock file is put there
+    # Asked before a lock file is put there.
+    if not store.is_run(root) or resume in (False, "grow"):
         return False
     manifest = store.read_manifest(root)
     return manifest["is_complete"] and not Gate(manifest, root).missing()
@@ -123,13 +164,16 @@ class _Run:
         root: Path | None,
         resume: bool | str,
         team: tasks.Team | None,
+        hooks: Hooks,
+        is_elsewhere: bool,
     ):
         self.compiled, self.request = compiled, compiled.request
-        self.root, self.team = root, team
-        recorded, forced = planning.begun(compiled, root, resume, team)
+        self.root, self.team, self.hooks = root, team, hooks
+        found = planning.begun(compiled, root, resume, team, is_elsewhere)
+        recorded, forced, has_grown = found
         if recorded is None or root is None:
-            widths, _ = planning.fit(compiled, team and team.machine)
-            manifest = planning.manifest_of(compiled, widths, team)
+            cuts, _ = planning.fit(compiled, team and team.machine)
+            manifest = planning.manifest_of(compiled, cuts, team)
             self.manifest = json.loads(json.dumps(manifest))
             self.gate = Gate(self.manifest, root)
             if root is not None:
@@ -140,17 +184,22 @@ class _Run:
             return
         self.manifest = recorded
         self.gate = Gate(self.manifest, root)
-        if not self.gate.missing():
+        if not self.gate.missing() and not has_grown:
             return
         store.clean(root)
         if forced:  # for whoever reads the mixed results
             self.manifest.setdefault("forced", []).append(forced)
         self.manifest["run"] = self.manifest["run"] or secrets.token_hex(8)
         self.manifest["is_complete"] = False
+        if has_grown:
+            judging.set_aside(root, len(self.manifest["history"]))
         self.gate.write_manifest()
 
-    def _chunks(self, group: int | None = None) -> list[store.Chunk]:
-        return store.chunks(self.manifest, group)
+    def _chunks(self, block: int | None = None) -> list[store.Chunk]:
+        return store.chunks(self.manifest, block)
+
+    def _work(self, chunk: store.Chunk) -> chunks.Work:
+        return chunks.Work.of(self.request, self.manifest, chunk)
 
     def _lanes(self, found) -> int:
         return sum(math.prod(chunk.lanes) for chunk in found)
@@ -189,48 +238,59 @@ class _Run:
         self, progress: Progress, advance: Callable[[float], None]
     ) -> Generator[tuple[store.Chunk, BaseException]]:
         """Run what is missing in this process; gives the chunks that fail, and why."""
-        for group in range(len(self.request.groups)):
-            if all(map(self.gate.is_done, self._chunks(group))):
+        for block in range(len(self.manifest["layout"])):
+            if all(map(self.gate.is_done, self._chunks(block))):
                 continue
             try:
-                program = self._program(group, progress)
+                program = self._program(block, progress)
             except store.RunDirectoryError:
                 raise
             except Exception as e:
                 if len(self.request.groups) == 1:
                     raise
-                yield from ((c, e) for c in self._chunks(group))
+                left = (c for c in self._chunks(block) if not self.gate.is_done(c))
+                yield from ((c, e) for c in left)
                 continue
-            for chunk in self._chunks(group):
+            for chunk in self._chunks(block):
                 if self.gate.is_done(chunk):
                     continue
                 try:
                     arrays = chunks.run(
                         self.request,
                         program,
-                        chunk,
+                        self._work(chunk),
                         checkpoint=self.gate.checkpoint(chunk),
                         advance=advance,
+                        on_segment=self.hooks.segments(self.manifest, chunk),
                     )
                 except store.RunDirectoryError:
                     raise
                 except Exception as e:
                     yield chunk, e
                 else:
-                    self.gate.admit(chunk, arrays)
+                    self._keep(chunk, arrays)
 
-    def _program(self, group: int, progress: Progress):
+    def _keep(self, chunk: store.Chunk, arrays: Mapping[str, np.ndarray]) -> None:
+        self.gate.admit(chunk, arrays)
+        self.hooks.finished(self.manifest, chunk, arrays)
+
+    def _program(self, block: int, progress: Progress):
         """Compile at the planned width, and narrower while that is over the budget.
 
-        Once a chunk of the group has begun its width stands: the bits depend on it.
+        Once a chunk of the group has begun its width stands: the bits depend on it; so
+        does one that was given.
         """
-        layout = self.manifest["layout"][group]
-        has_begun = any(map(self.gate.has_begun, self._chunks(group)))
+        layout = self.manifest["layout"]
+        static, num_seeds = layout[block]["static"], layout[block]["num_seeds"]
+        group, alike = self.request.group_of(static), of_group(self.manifest, static)
+        every = [chunk for b in alike for chunk in self._chunks(b)]
+        has_begun = any(map(self.gate.has_begun, every))
+        is_given = self.manifest["lanes"]["num_cells"] is not None
         while True:
-            width = layout["width"]
+            width = layout[block]["width"]
             try:
                 with progress.compiling():
-                    program = self.compiled.program(group, width)
+                    program = self.compiled.program(group, width, num_seeds)
             except jax.errors.JaxRuntimeError as e:
                 if has_begun or "RESOURCE_EXHAUSTED" not in str(e):
                     raise
@@ -239,28 +299,30 @@ class _Run:
                 needed = program.bytes
                 if has_begun or needed <= self.compiled.budget:
                     return program
-            if width == 1:
-                raise planning.too_large(self.request, needed, self.compiled.budget)
+            if width == 1 or is_given:
+                budget = self.compiled.budget
+                raise planning.too_large(num_seeds, width, needed, budget)
             narrower = int(width * self.compiled.budget / needed)
             narrower = min(max(narrower, 1), width - 1)
             num_devices = len(self.request.devices)
-            width = planning.even(len(layout["cells"]), narrower, num_devices)
-            layout |= {"width": width, "chunk": width * num_devices}
+            num_cells = len(self.request.groups[group].cells)
+            width = planning.even(num_cells, narrower, num_devices)
+            for b in alike:
+                layout[b] |= {"width": width, "chunk": width * num_devices}
             self.gate.write_manifest()
 
     def _elsewhere(
         self, team: tasks.Team, advance: Callable[[float], None]
     ) -> Generator[tuple[store.Chunk, BaseException]]:
         """Run what is missing on the workers; gives the chunks that fail, and why."""
-        blocks = self.manifest["layout"]
-        widths = {chunk: blocks[chunk.group]["width"] for chunk in self.gate.missing()}
-        with contextlib.closing(team.run(widths)) as ended:
+        works = {chunk: self._work(chunk) for chunk in self.gate.missing()}
+        with contextlib.closing(team.run(works)) as ended:
             for chunk, outcome in ended:
                 if isinstance(outcome, BaseException):
                     yield chunk, outcome
                     continue
                 try:
-                    self.gate.admit(chunk, outcome)
+                    self._keep(chunk, outcome)
                 except ValueError as e:  # of other metrics than the chunk's
                     yield chunk, e
                 else:
@@ -269,12 +331,11 @@ class _Run:
     def _failed(self, failures: Mapping[store.Chunk, BaseException]) -> RuntimeError:
         """The error that names what failed, where everything else is done."""
         chunk, error = next(iter(failures.items()))
-        block = self.manifest["layout"][chunk.group]
+        block = self.manifest["layout"][chunk.block]
         cells = block["cells"][chunk.start : chunk.stop]
         fields = fields_of(self.manifest["config"]["axes"], cells)
         values = "; ".join(
-            f"{name}={', '.join(map(repr, dict.fromkeys(found)))}"
-            for name, found in fields.items()
+            f"{name}={brief(*dict.fromkeys(found))}" for name, found in fields.items()
         )
         first, last = chunk.seeds[0], chunk.seeds[1] - 1
         others = f" So did {len(failures) - 1} others." * (len(failures) > 1)
@@ -283,7 +344,7 @@ class _Run:
         if self.root is None:
             rest = "Nothing was kept: the sweep had no `directory`."
         raised = RuntimeError(
-            f"Cells {chunk.start}..{chunk.stop - 1} of group {chunk.group} ({values}; "
+            f"Cells {chunk.start}..{chunk.stop - 1} of block {chunk.block} ({values}; "
             f"seeds {first}..{last}) failed: {what}.{others} "
             f"{rest}"
         )

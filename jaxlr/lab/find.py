@@ -163,18 +163,24 @@ def sentence(error: BaseException) -> str:
 
 def line_of(error: BaseException) -> str:
     """` (file, line n)` of the last line of the user's own that led to an error."""
+    frame = own_frame(error.__cause__) or own_frame(error)
+    if frame is None:
+        return ""
+    return f" ({os.path.relpath(frame.filename)}, line {frame.lineno})"
+
+
+def own_frame(error: BaseException | None) -> traceback.FrameSummary | None:
+    """Where an error's traceback was last in the user's own code; None: nowhere."""
     package = Path(__file__).parents[1]  # unresolved, as tracebacks name files
     paths = sysconfig.get_paths()
     libraries = ("<", paths["stdlib"], paths["purelib"], paths["platlib"])
-    cause = error.__cause__ and error.__cause__.__traceback__
-    frames = traceback.extract_tb(error.__traceback__) + traceback.extract_tb(cause)
-    for frame in reversed(frames):
+    for frame in reversed(traceback.extract_tb(error and error.__traceback__)):
         name = frame.filename
         is_experiment = name.startswith(str(package / "experiments"))
         is_library = name.startswith((*libraries, str(package)))
         if is_experiment or not is_library:
-            return f" ({os.path.relpath(name)}, line {frame.lineno})"
-    return ""
+            return frame
+    return None
 
 
 def load_module(name: str, path: str | os.PathLike[str]) -> ModuleType:

@@ -30,11 +30,18 @@ class Gate:
     def __init__(self, manifest: dict[str, Any], root: Path | None = None):
         self.manifest, self.root = manifest, root
         self._held: set[Chunk] = set()
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
 
     @ft.cached_property
     def _results(self) -> results.Results:
         return results.Results(self.manifest)
+
+    @ft.cached_property
+    def _dtypes(self) -> dict[str, np.dtype]:
+        """Name -> the dtype that a metric has once all chunks are there."""
+        _, groups = results.from_manifest(self.manifest)
+        merged = results.merged_metrics(groups)
+        return {name: dtype for name, (_, dtype) in merged.items()}
 
     def is_done(self, chunk: Chunk) -> bool:
         """Whether the chunk has come in, and is there."""
@@ -62,13 +69,14 @@ class Gate:
         """
         if lines := manifests.misfits(self.manifest, chunk, arrays):
             raise ValueError(
-                f"What was computed for cells {chunk.start}..{chunk.stop - 1} of group "
-                f"{chunk.group} does not fit: {'; '.join(lines)}."
+                f"What was computed for cells {chunk.start}..{chunk.stop - 1} of block "
+                f"{chunk.block} does not fit: {'; '.join(lines)}."
             )
         if self.root is None:
             self._results.insert(chunk, arrays)
             self._held.add(chunk)
             return
+        self._check_whole(arrays)
         self.check_place()
         self._place("chunks", chunk).write(arrays)
         (self.root / "segments" / chunk.filename).unlink(missing_ok=True)
@@ -99,7 +107,7 @@ class Gate:
             raise RuntimeError(
                 f"{len(missing)} of {len(manifests.chunks(self.manifest))} chunks are "
                 f"missing at the end, the first of them with cells {missing[0].start}.."
-                f"{missing[0].stop - 1} of group {missing[0].group}. Go on with resume."
+                f"{missing[0].stop - 1} of block {missing[0].block}. Go on with resume."
             )
         if not self.manifest["is_complete"]:
             self.check_place()
@@ -111,7 +119,7 @@ class Gate:
         if self.root is not None:
             path = self.root / store.MANIFEST
             store.write_json(path, self.manifest)
-            self._seen = _stamp(path)
+            self._seen = store.stamp(path)
 
     def check_place(self) -> None:
         """Refuse to go on where the directory has gone, or is another run's by now.
@@ -127,13 +135,39 @@ class Gate:
                 f"{path} has gone: its directory was deleted or moved while the run "
                 "went on. Begin again, in another directory."
             )
-        if (stamp := _stamp(path)) != self._seen:
+        if (stamp := store.stamp(path)) != self._seen:
             if store.read_manifest(self.root)["run"] != self.manifest["run"]:
                 raise store.RunDirectoryError(
                     f"{self.root} holds another run by now: it was deleted and begun "
                     "anew while this one went on. Use another directory."
                 )
             self._seen = stamp
+
+    def so_far(self, chunk: Chunk) -> tuple[dict[str, np.ndarray], float] | None:
+        """What a run directory has of a chunk, and what share of it; None: nothing.
+
+        Raises:
+            RunDirectoryError: If a file is not what it must be.
+        """
+        if self.is_done(chunk):
+            return self.read(chunk), 1.0
+        place = self._place("segments", chunk)
+        if not place.path.exists():
+            return (self.read(chunk), 1.0) if self.is_done(chunk) else None
+        saved = place.read()
+        try:
+            return results.so_far(self.manifest, chunk, saved)
+        except (KeyError, TypeError, ValueError) as e:
+            if not place.is_named:  # as format 1 kept it
+                return None
+            raise place.refused(f"it holds no curves of its metrics ({e})") from e
+
+    def stamp(self, chunk: Chunk) -> tuple[int, ...]:
+        """What tells the file that `so_far` reads from those before; () for none."""
+        assert self.root is not None
+        folders = (self.root / name for name in ("chunks", "segments"))
+        stamps = (store.stamp(folder / chunk.filename) for folder in folders)
+        return next(filter(None, stamps), ())
 
     def dataset(self) -> "xr.Dataset":
         """The labelled results; what is not there is NaN.
@@ -143,17 +177,31 @@ class Gate:
         """
         if self.root is None:
             return self._results.dataset()
-        chunks = manifests.chunks(self.manifest)
-        done = [chunk for chunk in chunks if self.is_done(chunk)]
         try:
             results.check_labels(*results.from_manifest(self.manifest))
-            found = results.Results(self.manifest, has_gaps=len(done) < len(chunks))
+            missing = {*self.missing()}
+            found = results.Results(self.manifest, has_gaps=bool(missing))
         except ValueError as e:
             path = self.root / store.MANIFEST
             raise store.RunDirectoryError(f"{path} cannot be used: {e}") from e
-        for chunk in done:
-            found.insert(chunk, self.read(chunk))
+        for chunk in manifests.chunks(self.manifest):
+            is_done = chunk not in missing
+            part = (self.read(chunk), 1.0) if is_done else self.so_far(chunk)
+            if part is None:
+                continue
+            try:
+                self._check_whole(part[0])
+                found.insert(chunk, *part)
+            except ValueError as e:
+                what = f"{self.root} cannot be loaded: {e}"
+                raise store.RunDirectoryError(what) from e
         return found.dataset()
+
+    def _check_whole(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuse integers that will be too large once all chunks are there."""
+        for name, dtype in self._dtypes.items():
+            if name in arrays:  # else it is of other groups alone
+                results.check_whole(name, arrays[name], dtype)
 
     def _place(self, folder: str, chunk: Chunk) -> store.Stored:
         assert self.root is not None
@@ -164,22 +212,20 @@ class Gate:
         )
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns
-
-
 def load(directory: str | Path) -> "xr.Dataset":
     """The results of a run directory, finished or not; runs no code of its author.
 
+    Also while another process writes there. What is not computed yet is NaN (integers
+    become floats for it; counters are -1): whole cells, and the steps that a long run's
+    cells have not reached, or had not when they were last kept
+    (`Experiment.checkpoint_seconds`). `attrs["is_complete"]` says whether there are any
+    gaps, and if so `share_done` what share of its steps every lane has.
+
     Args:
         directory: The run directory.
-
-    Cells that are not computed yet are NaN (integers become floats for it; counters are
-    -1), and `attrs["is_complete"]` says whether there are any.
 
     Raises:
         RunDirectoryError: If there is no run, or a file of it is corrupt or another's.
     """
     root = store.folder(directory)
-    return Gate(store.read_manifest(root), root).dataset()
+    return store.settled(root, lambda: Gate(store.read_manifest(root), root).dataset())

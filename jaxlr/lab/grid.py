@@ -18,7 +18,7 @@ from jaxlr.core.types import Axis, Uniform
 from jaxlr.lab import fields
 
 
-RESERVED = ("seed", "step", "diverged_at", "ended_at")
+RESERVED = ("seed", "step", "diverged_at", "ended_at", "share_done")
 
 
 def dimension_name(name: str | Sequence[str]) -> str:

@@ -176,8 +176,8 @@ def _manifest(
 ) -> dict[str, Any]:
     """What is recorded, if the run goes on, else what is from now on."""
 
-    def made(widths):
-        manifest = provenance.manifest(compiled, widths)
+    def made(cuts):
+        manifest = provenance.manifest(compiled, cuts)
         manifest["config"]["halving"] = asked
         return json.loads(json.dumps(manifest))
 
@@ -190,7 +190,7 @@ def _manifest(
                 "another directory."
             )
         manifest = store.read_manifest(root, MANIFEST)
-        now = made([1] * len(compiled.request.groups))
+        now = made([{}] * len(compiled.request.groups))
         forced = store.refuse_changes(root, manifest, now, resume == "force")
         if not forced:
             return manifest

@@ -1,6 +1,7 @@
 """Verdicts: an experiment's claims about its results, and what went wrong with them."""
 
 from collections.abc import Callable, Iterable
+import contextlib
 import dataclasses
 import errno
 import io
@@ -97,7 +98,9 @@ def judge(
     try:
         found = claims(experiment, results)
     except Exception as e:
-        keeping.problems.append(f"Claims: {find.sentence(e)}")
+        is_whole = results.attrs.get("is_complete", 1)
+        said = keeping.problems if is_whole else keeping.notes
+        said.append(f"Claims: {find.sentence(e)}")
     else:
         if results.attrs.get("is_complete", 1):
             keeping.claims(found, directory / CLAIMS)
@@ -151,6 +154,17 @@ def recorded(directory: str | Path) -> list[Claim] | None:
         ) from e
 
 
+def set_aside(directory: Path, number: int) -> None:
+    """Rename the claims of a run that is about to grow: they are of what it had.
+
+    Args:
+        directory: The run directory.
+        number: Number of entries of its history by then, by which they are called.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        (directory / CLAIMS).rename(directory / f"claims-{number}.json")
+
+
 class _Keeping(NamedTuple):
     """Writes claims and figure to the run directory, and collects what there is to say.
 
@@ -201,7 +215,14 @@ class _Keeping(NamedTuple):
             if pyplot := sys.modules.get("matplotlib.pyplot"):
                 pyplot.close(figure)
         except Exception as e:
-            self.problems.append(f"Figure: {find.sentence(e)}")
+            if figure_fn is None or results.attrs.get("is_complete", 1):
+                self.problems.append(f"Figure: {find.sentence(e)}")
+                return
+            self.notes.append(
+                "The experiment's own figure cannot be drawn of an unfinished run "
+                f"({find.sentence(e)}); it is that which any results can have."
+            )
+            self.figure(None, results, path)
         else:
             self._write(path, image.getvalue())
 

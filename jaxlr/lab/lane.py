@@ -25,6 +25,8 @@ from jaxlr.lab.metrics import arrays, described, is_key, Metric, raw
 
 
 LANE = "_lane"  # a traced input that every group has, so that `vmap` has a size
+# How the names of a packed carry's arrays begin.
+CURVES, INFO, ENDED_AT = "carry.curves", "carry.info", "carry.ended_at"
 
 
 @ft.partial(

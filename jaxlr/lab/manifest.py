@@ -1,12 +1,14 @@
 """What a manifest holds, of format 2 and of the format before.
 
 A manifest is checked once, when it is read; whoever has one takes its entries for
-granted. `layout` is a list of blocks: cells and seeds that were asked for together and
-run by one program.
+granted. `layout` is a list of blocks: cells and seeds that were asked for together.
+Blocks of equal `static` fields, of which a run has several once it has grown, are one
+compile group, with one program: `num_seeds` seeds by `width` cells on each device.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 import json
 import math
 from types import NoneType
@@ -18,6 +20,7 @@ from jaxlr.lab.metrics import Metric, storage_dtype
 
 
 FORMAT = 2
+BACKENDS = "shard_map", "pmap"
 COUNTERS = {
     name: Metric((), (), "int32", long_name=text)
     for name, text in (
@@ -29,8 +32,10 @@ _METRIC = {"dims": [str], "shape": [int], "dtype": str, "long_name": str, "units
 _BLOCK = {
     "static": dict,
     "cells": [int],
+    "fields": [str],
     "seeds": [int],
     "metrics": dict,
+    "num_seeds": int,
     "width": int,
     "chunk": int,
 }
@@ -55,23 +60,24 @@ _MANIFEST = {
     "field_notes": dict,
     "layout": [_BLOCK],
     "environment": {"backend": str},
+    "lanes": {"num_seeds": (int, NoneType), "num_cells": (int, NoneType)},
     "is_complete": bool,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Cells `start:stop` of a group.
+    """Cells `start:stop` of a block.
 
     Attributes:
-        group: Index of the group.
-        index: Index of the chunk in its group.
-        start: Index of the first cell, counted in the group.
+        block: Index of the block.
+        index: Index of the chunk in its block.
+        start: Index of the first cell, counted in the block.
         stop: Index after the last cell.
         seeds: Index of the first seed, and that after the last.
     """
 
-    group: int
+    block: int
     index: int
     start: int
     stop: int
@@ -80,7 +86,7 @@ class Chunk:
     @property
     def filename(self) -> str:
         """Name of the file of the finished chunk, and of that of its checkpoint."""
-        return f"g{self.group:03d}-c{self.index:05d}.npz"
+        return f"g{self.block:03d}-c{self.index:05d}.npz"
 
     @property
     def lanes(self) -> tuple[int, int]:
@@ -88,20 +94,31 @@ class Chunk:
         return self.seeds[1] - self.seeds[0], self.stop - self.start
 
 
-def chunks(manifest: Mapping[str, Any], group: int | None = None) -> list[Chunk]:
+def label(static: Mapping[str, Any]) -> str:
+    """What a compile group is called: the values of its static fields, in words."""
+    return ", ".join(f"{n}={static[n]!r}" for n in sorted(static)) or "all cells"
+
+
+def of_group(manifest: Mapping[str, Any], static: Mapping[str, Any]) -> list[int]:
+    """Indices of the blocks of the compile group that has these static fields."""
+    name, blocks = label(static), enumerate(manifest["layout"])
+    return [b for b, block in blocks if label(block["static"]) == name]
+
+
+def chunks(manifest: Mapping[str, Any], block: int | None = None) -> list[Chunk]:
     """The chunks of a run, in order.
 
     Args:
         manifest: The manifest of the run.
-        group: Index of the group whose chunks are wanted; None for all groups.
+        block: Index of the block whose chunks are wanted; None for all blocks.
     """
     found = []
-    for g, block in enumerate(manifest["layout"]):
-        size, num_cells = block["chunk"], len(block["cells"])
+    for b, layout in enumerate(manifest["layout"]):
+        size, num_cells = layout["chunk"], len(layout["cells"])
         found += [
-            Chunk(g, i, start, min(start + size, num_cells), tuple(block["seeds"]))
+            Chunk(b, i, start, min(start + size, num_cells), tuple(layout["seeds"]))
             for i, start in enumerate(range(0, num_cells, size))
-            if group in (None, g)
+            if block in (None, b)
         ]
     return found
 
@@ -110,16 +127,18 @@ def identity(manifest: Mapping[str, Any], chunk: Chunk) -> dict[str, Any]:
     """Whose results a chunk's are: what its file and its checkpoint's file say.
 
     Cells stand by the values of their fields: their indices change when a run grows.
+    Those fields count that were swept when they were asked for.
     """
-    config, block = manifest["config"], manifest["layout"][chunk.group]
-    cells = block["cells"][chunk.start : chunk.stop]
+    config, block = manifest["config"], manifest["layout"][chunk.block]
+    cells, known = block["cells"][chunk.start : chunk.stop], block["fields"]
+    fields, static = fields_of(config["axes"], cells), block["static"]
     return {
         "run": manifest["run"],
         "seed": config["seed"],
         "seeds": list(chunk.seeds),
-        "static": block["static"],
+        "static": {name: x for name, x in static.items() if name in known},
         "width": block["width"],
-        "cells": fields_of(config["axes"], cells),
+        "cells": {name: fields[name] for name in known},
     }
 
 
@@ -139,7 +158,7 @@ def misfits(manifest: Mapping[str, Any], chunk: Chunk, arrays: Any) -> list[str]
     if not isinstance(arrays, Mapping):
         return [f"there are no arrays by name, but {arrays!r}"]
     lanes = list(chunk.lanes)
-    metrics = manifest["layout"][chunk.group]["metrics"]
+    metrics = manifest["layout"][chunk.block]["metrics"]
     wanted = {name: (lanes, np.dtype(np.int32)) for name in manifest["counters"]} | {
         name: (lanes + list(m["shape"]), storage_dtype(m["dtype"]))
         for name, m in metrics.items()
@@ -155,6 +174,22 @@ def misfits(manifest: Mapping[str, Any], chunk: Chunk, arrays: Any) -> list[str]
             if kind != dtype:
                 lines.append(f"{name!r} is of type {kind}, not {dtype}")
     return lines
+
+
+def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the digest by which `validated` notices that it was edited."""
+    return {**manifest, "digest": _digest(manifest)}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    decisive = [manifest[name] for name in ("config", "counters", "layout")]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def brief(*values: Any) -> str:
+    """What a message quotes of some values, cut where it is long."""
+    text = ", ".join(map(repr, values))
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def validated(content: Any) -> dict[str, Any]:
@@ -174,14 +209,22 @@ def validated(content: Any) -> dict[str, Any]:
     manifest = dict(content)
     if number == 1:
         manifest.setdefault("run", None)
-        _fits("", manifest, {"config": {"num_seeds": int}, "layout": [dict]})
-        seeds = [0, manifest["config"]["num_seeds"]]
-        manifest["layout"] = [{"seeds": seeds} | b for b in manifest["layout"]]
+        manifest.setdefault("lanes", {"num_seeds": None, "num_cells": None})
+        _add_missing(manifest)
+    else:
+        _fits("", manifest, {"digest": str})
     _fits("", manifest, _MANIFEST)
+    for name in ("num_seeds", "every"):
+        _least(f"config.{name}", manifest["config"][name], 1)
+    seed, backend = manifest["config"]["seed"], manifest["environment"]["backend"]
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"config.seed must be in 0..{2**32 - 1}, it is {seed}")
+    if backend not in BACKENDS:
+        raise ValueError(f"environment.backend is {backend!r}, none of {BACKENDS}")
     _check_axes(manifest["config"])
     for name, digest in manifest["config"]["computation"].items():
         _fits(f"config.computation.{name}", digest, str)
-    for name, kind in {"timings": dict, "forced": list}.items():
+    for name, kind in {"timings": dict, "forced": list, "history": list}.items():
         _fits(name, manifest.get(name, kind()), kind)
     for name, notes in manifest["field_notes"].items():
         _fits(f"field_notes.{name}", notes, dict)
@@ -190,7 +233,32 @@ def validated(content: Any) -> dict[str, Any]:
     for g, block in enumerate(manifest["layout"]):
         _check_block(f"layout[{g}]", block, manifest["config"])
     _check_lanes(manifest)
+    if (number > 1 or "digest" in content) and content["digest"] != _digest(content):
+        raise ValueError("config, counters or layout are not what was written: edited")
     return manifest
+
+
+def _add_missing(manifest: dict[str, Any]) -> None:
+    """What a manifest of format 1 did not say, unless it went on since and does."""
+    config = {"num_seeds": int, "axes": dict, "computation": dict}
+    _fits("", manifest, {"config": config, "layout": [{"static": dict}]})
+    config = dict(manifest["config"])
+    _check_axes(config)
+    num_seeds = config["num_seeds"]
+    missing = {
+        "seeds": [0, num_seeds],
+        "num_seeds": num_seeds,
+        "fields": [name for fields, _ in config["axes"].values() for name in fields],
+    }
+    manifest["layout"] = [missing | block for block in manifest["layout"]]
+    names = {
+        f"group {g}": label(block["static"])
+        for g, block in enumerate(manifest["layout"])
+    }
+    config["computation"] = {
+        names.get(name, name): digest for name, digest in config["computation"].items()
+    }
+    manifest["config"] = config
 
 
 def _fits(where: str, value: Any, schema: Any) -> None:
@@ -210,7 +278,7 @@ def _fits(where: str, value: Any, schema: Any) -> None:
         kinds = schema if isinstance(schema, tuple) else (schema,)
         if type(value) not in kinds:
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{where} must be of type {names}, it is {value!r}")
+            raise ValueError(f"{where} must be of type {names}, it is {brief(value)}")
 
 
 def _least(where: str, value: int, least: int) -> None:
@@ -219,23 +287,22 @@ def _least(where: str, value: int, least: int) -> None:
 
 
 def _check_axes(config: Mapping[str, Any]) -> None:
-    for name in ("num_seeds", "every"):
-        _least(f"config.{name}", config[name], 1)
     for name, axis in config["axes"].items():
         where = f"config.axes.{name}"
         _fits(where, axis, list)
         if len(axis) != 2:
-            raise ValueError(f"{where} must be fields and points, it is {axis!r}")
+            raise ValueError(f"{where} must be fields and points, it is {brief(axis)}")
         _fits(f"{where}[0]", axis[0], [str])
         _fits(f"{where}[1]", axis[1], [list])
         if not axis[1] or any(len(point) != len(axis[0]) for point in axis[1]):
             raise ValueError(
-                f"{where} must have points of {len(axis[0])} values, it has {axis[1]!r}"
+                f"{where} must have points of {len(axis[0])} values, it has "
+                f"{brief(axis[1])}"
             )
 
 
 def _check_block(where: str, block: Mapping[str, Any], config: Any) -> None:
-    for name in ("width", "chunk"):
+    for name in ("num_seeds", "width", "chunk"):
         _least(f"{where}.{name}", block[name], 1)
     known = {field.name for field in dataclasses.fields(Metric)}
     for name, metric in block["metrics"].items():
@@ -265,7 +332,10 @@ def _check_block(where: str, block: Mapping[str, Any], config: Any) -> None:
             f"{where}.seeds must be a range within 0..{config['num_seeds']}, it is "
             f"{seeds}"
         )
-    for name, values in fields_of(config["axes"], block["cells"]).items():
+    fields = fields_of(config["axes"], block["cells"])
+    if unknown := set(block["fields"]).difference(fields):
+        raise ValueError(f"{where}.fields has {sorted(unknown)}, which no axis has")
+    for name, values in fields.items():
         wanted = block["static"].get(name)
         if name in block["static"] and any(_differ(wanted, value) for value in values):
             raise ValueError(f"{where}.cells has cells whose {name} is not {wanted!r}")

@@ -49,7 +49,11 @@ def raw(x: jax.Array) -> jax.Array:
 
 
 def arrays(metrics: PyTree) -> PyTree:
-    """The metrics, every leaf an array."""
+    """The metrics, every leaf an array.
+
+    Raises:
+        ValueError: If they are no dict, NamedTuple or Module of arrays.
+    """
     if isinstance(metrics, jax.Array | np.ndarray | float | int | list) or (
         isinstance(metrics, tuple) and not hasattr(metrics, "_fields")
     ):

@@ -1,20 +1,21 @@
 """What a sweep will do, before it does it: cells, groups, chunks, memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid, memory, program, provenance, store, tasks
+from jaxlr.lab import grid, growing, memory, program, provenance, store, tasks
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.gate import Gate
+from jaxlr.lab.manifest import of_group
 from jaxlr.lab.memory import format_bytes
 from jaxlr.lab.progress import Progress
 from jaxlr.lab.request import Request
@@ -36,7 +37,8 @@ class GroupPlan:
     Attributes:
         static: The static fields that its cells share: name -> value.
         num_cells: Number of its cells.
-        width: Number of cells of a chunk on one device.
+        width: Number of cells that a device computes at once.
+        chunk: Largest number of cells of a chunk.
         num_chunks: Number of its chunks.
         num_done: Number of its chunks that the run directory has already.
         bytes: Bytes that a chunk is estimated to take on one device.
@@ -45,6 +47,7 @@ class GroupPlan:
     static: dict[str, Any]
     num_cells: int
     width: int
+    chunk: int
     num_chunks: int
     num_done: int
     bytes: int
@@ -89,8 +92,8 @@ class Plan:
     def __repr__(self):
         sizes = " x ".join(f"{n} {name}" for name, n in self.dims.items()) or "1"
         largest = max(group.bytes for group in self.groups)
-        widths = sorted({group.width * self.num_devices for group in self.groups})
-        of = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
+        chunks = sorted({min(group.chunk, group.num_cells) for group in self.groups})
+        of = f"{chunks[0]}" if len(chunks) == 1 else f"{chunks[0]} to {chunks[-1]}"
         share = 100 * largest / max(self.available_bytes, 1)
         done = f"; {self.num_done} are done" if self.num_done else ""
         largest, free = format_bytes(largest), format_bytes(self.available_bytes)
@@ -119,6 +122,7 @@ def plan(
     devices: Any = None,
     backend: str = "shard_map",
     executor: Any = None,
+    lanes: tuple[int, int] | None = None,
 ) -> Plan:
     """Say what `sweep` with the same arguments will do. Nothing is run or written.
 
@@ -132,11 +136,13 @@ def plan(
         directory: Directory of the run; the plan says which chunks it has already.
         resume: Whether the sweep would go on with what is in `directory`, in the chunks
             that it was begun with; `"force"` even if source, configuration or versions
-            have changed.
+            have changed; `"grow"` with more seeds and values.
         chunk: Largest number of cells of a chunk; None for what fits into memory.
         devices: Devices that share the cells of every chunk; None for all local ones.
         backend: `"shard_map"` or `"pmap"`.
         executor: What would run the chunks elsewhere: there are more of them then.
+        lanes: How many seeds, and how many cells on each device, would be computed at
+            once; None for what is fast.
 
     Raises:
         ValueError: As `sweep` does.
@@ -150,6 +156,7 @@ def plan(
         chunk=chunk,
         devices=devices,
         backend=backend,
+        lanes=lanes,
     )
     compiled = Compiled(request)
     root, machine = place(directory, resume), memory.Machine.of(request.devices)
@@ -159,22 +166,28 @@ def plan(
         if executor is not None:
             team = stack.enter_context(tasks.team(executor, compiled, None))
             machine = team.machine
-        recorded, _ = begun(compiled, root, resume, team)
+        recorded = begun(compiled, root, resume, team).manifest
         if recorded is None:
-            widths, sizes = fit(compiled, team and team.machine)
-            recorded = manifest_of(compiled, widths, team)
+            cuts, sizes = fit(compiled, team and team.machine)
+            recorded = manifest_of(compiled, cuts, team)
+            blocks = recorded["layout"]
         else:
-            widths = [block["width"] for block in recorded["layout"]]
-            lines = zip(_lines(compiled, widths), widths, strict=True)
-            sizes = [int(fixed + slope * width) for (fixed, slope), width in lines]
+            found = [of_group(recorded, x.static) for x in request.groups]
+            blocks = [recorded["layout"][first] for first, *_ in found]
+            widths = [block["width"] for block in blocks]
+            lines = _lines(compiled, widths, blocks[0]["num_seeds"])
+            pairs = zip(lines, widths, strict=True)
+            sizes = [int(fixed + slope * width) for (fixed, slope), width in pairs]
     gate, groups = Gate(recorded, root), []
-    for g, (block, size) in enumerate(zip(recorded["layout"], sizes, strict=True)):
-        chunks = store.chunks(recorded, g)
+    for group, block, size in zip(request.groups, blocks, sizes, strict=True):
+        alike = of_group(recorded, group.static)
+        chunks = [c for b in alike for c in store.chunks(recorded, b)]
         groups.append(
             GroupPlan(
-                static=block["static"],
-                num_cells=len(block["cells"]),
+                static=group.static,
+                num_cells=len(group.cells),
                 width=block["width"],
+                chunk=block["chunk"],
                 num_chunks=len(chunks),
                 num_done=sum(map(gate.is_done, chunks)),
                 bytes=size,
@@ -200,48 +213,92 @@ def place(directory: Any, resume: bool | str) -> Path | None:
     Raises:
         ValueError: If `resume` is none of its values, or has nothing to resume.
     """
-    checks.choice("`resume`", resume, (False, True, "force"))
+    checks.choice("`resume`", resume, (False, True, "force", "grow"))
     if resume and directory is None:
         raise ValueError("`resume` needs the `directory` to resume.")
     return None if directory is None else store.folder(directory)
 
 
 def manifest_of(
-    compiled: Compiled, widths: Sequence[int], team: tasks.Team | None
+    compiled: Compiled, cuts: Sequence[Mapping[str, int]], team: tasks.Team | None
 ) -> dict[str, Any]:
     """The manifest that a sweep begins with, run here or by the workers of a team."""
-    manifest = provenance.manifest(compiled, widths)
+    manifest = provenance.manifest(compiled, cuts)
     return manifest if team is None else team.adopt(manifest)
 
 
-def begun(
-    compiled: Compiled, root: Path | None, resume: bool | str, team: tasks.Team | None
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The manifest of the run that a sweep goes on with, and the changes it forces.
+class Begun(NamedTuple):
+    """A run that a sweep goes on with.
 
-    Returns:
-        None and no changes where the sweep begins anew.
+    Attributes:
+        manifest: Its manifest, grown if more is asked for; None where the sweep begins.
+        forced: A line for each change that was forced.
+        has_grown: Whether more is asked for than was.
+    """
+
+    manifest: dict[str, Any] | None = None
+    forced: Sequence[str] = ()
+    has_grown: bool = False
+
+
+def begun(
+    compiled: Compiled,
+    root: Path | None,
+    resume: bool | str,
+    team: tasks.Team | None,
+    is_elsewhere: bool = False,
+) -> Begun:
+    """The run that a sweep goes on with; nothing is written.
+
+    Args:
+        compiled: The sweep.
+        root: The run directory; None for none.
+        resume: As for `sweep`.
+        team: The workers that run what is missing; None: this process does.
+        is_elsewhere: Whether workers computed it, which a finished run asks no more.
 
     Raises:
         RunDirectoryError: If the directory cannot be used as asked.
     """
     if root is None or not store.is_run(root):
-        return None, []
+        return Begun()
     if not resume:
         raise store.RunDirectoryError(
             f"{root} already holds a run. Go on with it (resume=True, `--resume`), or "
             "use another directory."
         )
-    recorded = store.read_manifest(root)
-    now = manifest_of(compiled, [1] * len(compiled.request.groups), team)
+    request, recorded = compiled.request, store.read_manifest(root)
+    kept = tuple(recorded["lanes"].values())
+    if request.lanes not in (None, kept):
+        raise store.RunDirectoryError(
+            f"{root} was begun with `lanes` {'None' if None in kept else kept}, which "
+            f"decides bits: it cannot go on with {request.lanes}. Leave `lanes` out."
+        )
+    now = manifest_of(compiled, [{}] * len(request.groups), team)
+    num_blocks = len(recorded["layout"])
+    has_grown = resume == "grow" and growing.has_grown(recorded, now)
+    if has_grown:
+        recorded = growing.grown(root, recorded, now)
     then = recorded["config"]
     now["config"] = provenance.in_words_of(then, now["config"], compiled)
+    if is_elsewhere and team is None:
+        theirs = ["platform", "device_kind"]
+        has_edit = then["source"] != now["config"]["source"]
+        if then["platform"] != now["config"]["platform"] and not has_edit:
+            theirs.append("computation")  # kernels are chosen by the platform
+        now["config"] |= {name: then[name] for name in theirs}
     forced = store.refuse_changes(root, recorded, now, resume == "force")
     if note := provenance.edit(then, now["config"]):
         _LOG.warning(note)
         recorded["history"] = [*recorded.get("history", ()), note]
         then["source"] = now["config"]["source"]
-    return recorded, forced
+    new = [block for block in recorded["layout"][num_blocks:] if "width" not in block]
+    if new:  # groups that the run has not had
+        at_once = recorded["layout"][0]["num_seeds"], kept[1]
+        cuts, _ = fit(compiled, team and team.machine, at_once)
+        for block in new:
+            block |= cuts[request.group_of(block["static"])]
+    return Begun(recorded, forced, has_grown)
 
 
 def chunk_function(
@@ -284,39 +341,51 @@ def chunk_function(
 
 
 def fit(
-    compiled: Compiled, workers: memory.Machine | None = None
-) -> tuple[list[int], list[int]]:
-    """Chunk width of every group, cells a device, and the estimated bytes of each.
+    compiled: Compiled,
+    workers: memory.Machine | None = None,
+    at_once: tuple[int, int | None] | None = None,
+) -> tuple[list[dict[str, int]], list[int]]:
+    """How every group is cut, and the estimated bytes of its program on a device.
 
-    The widest that `_lines` has within the budget. The sweep checks every program that
-    it compiles against the budget again.
+    A cut is the `num_seeds` and the `width`, in cells on a device, of the group's
+    program, and the cells of a `chunk`. Without a given width a chunk is one call of
+    the widest program that `_lines` has within the budget. The sweep checks every
+    program that it compiles against the budget again.
 
     Args:
         compiled: The sweep.
         workers: What the workers are that share its chunks; None where it runs here.
+        at_once: The number of seeds, and of cells on a device, of a program, as those
+            of a run that goes on; None for what the request says.
 
     Raises:
         ValueError: If one cell does not fit.
     """
     request = compiled.request
+    num_seeds, given = at_once or request.lanes or (request.num_seeds, None)
     machine = workers or memory.Machine.of(request.devices)
     budget = compiled.budget_on(machine)
     indices = range(len(request.groups))
     wanted = [_wanted(compiled, g, machine, workers is not None) for g in indices]
-    widths, sizes = [], []
-    lines = _lines(compiled, wanted)
-    for group, width, line in zip(request.groups, wanted, lines, strict=True):
-        widest = memory.widest(line, budget)
-        if widest < 1:
-            raise too_large(request, sum(line), budget)
-        width = even(len(group.cells), min(width, widest), machine.num_devices)
-        widths.append(width)
+    cuts, sizes = [], []
+    lines = _lines(compiled, [given or x for x in wanted], num_seeds)
+    for group, wish, line in zip(request.groups, wanted, lines, strict=True):
+        widest, least = memory.widest(line, budget), given or 1
+        if widest < least:
+            raise too_large(num_seeds, least, line[0] + line[1] * least, budget)
+        width = given or even(len(group.cells), min(wish, widest), machine.num_devices)
+        calls = max(wish // width, 1) if given else 1
+        chunk = calls * width * machine.num_devices
+        chunk = request.chunk if given and request.chunk else chunk
+        cuts.append({"num_seeds": num_seeds, "width": width, "chunk": chunk})
         sizes.append(int(line[0] + line[1] * width))
-    return widths, sizes
+    return cuts, sizes
 
 
-def _lines(compiled: Compiled, wanted: Sequence[int]) -> list[tuple[float, float]]:
-    """Bytes of a chunk against its width, intercept and slope, of every group.
+def _lines(
+    compiled: Compiled, wanted: Sequence[int], num_seeds: int
+) -> list[tuple[float, float]]:
+    """Bytes of a program against its width, intercept and slope, of every group.
 
     The group with the largest footprint is compiled at two small widths, or at its own
     where it is wanted as small; the line through their bytes is scaled by footprint for
@@ -326,7 +395,8 @@ def _lines(compiled: Compiled, wanted: Sequence[int]) -> list[tuple[float, float
     heavy = max(range(len(lanes)), key=lambda g: (lanes[g].footprint, wanted[g]))
 
     def bytes_at(width):
-        return compiled.program(heavy, width).bytes - lanes[heavy].closed_over
+        program = compiled.program(heavy, width, num_seeds)
+        return program.bytes - lanes[heavy].closed_over
 
     if wanted[heavy] > max(PROBES):
         fixed, slope = memory.line_through(bytes_at, PROBES)
@@ -345,12 +415,17 @@ def even(num_cells: int, width: int, num_devices: int) -> int:
     return math.ceil(per_device / math.ceil(per_device / width))
 
 
-def too_large(request: Request, needed: float, budget: float) -> ValueError:
-    """The error for a cell that does not fit by itself."""
+def too_large(
+    num_seeds: int, num_cells: int, needed: float, budget: float
+) -> ValueError:
+    """The error for the least that can be computed at once, where it does not fit."""
+    cells = "One cell with its"
+    if num_cells > 1:
+        cells = f"Computing {num_cells} cells at once with their"
     return ValueError(
-        f"One cell with its {request.num_seeds} seeds needs about "
-        f"{format_bytes(needed)} on a device, and {format_bytes(budget)} may "
-        "be used. Sweep fewer seeds (`num_seeds`), smaller sizes, or thin the curves "
+        f"{cells} {num_seeds} seeds needs about {format_bytes(needed)} on a "
+        f"device, and {format_bytes(budget)} may be used. Compute fewer seeds at once "
+        "(`lanes`), sweep fewer (`num_seeds`) or smaller sizes, or thin the curves "
         "(`every`)."
     )
 

@@ -113,11 +113,12 @@ def default_figure(results: "xr.Dataset") -> "Figure":
     colors = _colors(len(shown))
     for panel, name in zip(grid.flat, panels, strict=False):
         lead = [*rest, "seed", *([against] if against else [])]
-        values = _numbers(results[name].transpose(*lead).values)
+        values = numbers(results[name].transpose(*lead).values)
         values = values.reshape(len(cells), results.sizes["seed"], -1)
         for color, index in zip(colors, shown, strict=True):
             low, middle, high = _quantiles(values[index])[:, order]
-            marker = "" if against == "step" and len(x) > 1 else "o"
+            has_line = against == "step" and np.isfinite(middle).sum() > 1
+            marker = "" if has_line else "o"
             text = _cell_label(results, rest, cells[index])
             panel.plot(x, middle, color=color, marker=marker, label=text, lw=1.4)
             if results.sizes["seed"] > 1:
@@ -152,7 +153,7 @@ def is_axis(results: "xr.Dataset", dim: str) -> bool:
 
 
 def _metrics(results, dims: set[str]) -> list[str]:
-    counters = ("diverged_at", "ended_at")
+    counters = ("diverged_at", "ended_at", "share_done")
     return [
         str(name)
         for name, variable in results.data_vars.items()
@@ -207,7 +208,7 @@ def _cell_label(results, dims: list[str], cell: tuple[int, ...]) -> str:
     return ", ".join(words)
 
 
-def _numbers(values: np.ndarray) -> np.ndarray:
+def numbers(values: np.ndarray) -> np.ndarray:
     """Values as real floats; infinities, which no axis can show, as gaps."""
     values = np.abs(values) if values.dtype.kind == "c" else values
     values = values.astype(np.float64)

@@ -21,22 +21,24 @@ from jaxlr.lab.lane import Lane
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A lane, `width` cells wide on each device, compiled.
+    """A lane, many seeds and `width` cells wide on each device, compiled.
 
     Attributes:
         lane: What it runs.
+        num_seeds: Seeds in one call.
         num_cells: Cells in one call: width times the number of devices.
         bytes: What the compiler says that one device needs.
     """
 
     lane: Lane
+    num_seeds: int
     num_cells: int
     bytes: int
     call: Callable[..., Sequence[jax.Array | np.ndarray]]
 
-    def initial_state(self, num_seeds: int) -> list[np.ndarray]:
+    def initial_state(self) -> list[np.ndarray]:
         """A state to start a segmented run from; step 0 does not read it."""
-        lead = (num_seeds, self.num_cells)
+        lead = (self.num_seeds, self.num_cells)
         state = self.lane.state or []
         return [np.zeros(lead + x.shape, x.dtype) for x in state]
 
@@ -81,7 +83,7 @@ def compile_program(
     devices: Sequence[jax.Device],
     backend: str,
 ) -> Program:
-    """Compile `width` cells a device, on all devices."""
+    """Compile `num_seeds` seeds of `width` cells a device, on all devices."""
     chunk = chunk_function(lane)
     num_cells = width * len(devices)
     arguments = chunk_arguments(lane, num_cells, num_seeds)
@@ -114,7 +116,7 @@ def compile_program(
     )
     if devices[0].platform == "cpu":  # what is fetched lies beside the outputs
         needed += sizes.output_size_in_bytes
-    return Program(lane, num_cells, needed, call)
+    return Program(lane, num_seeds, num_cells, needed, call)
 
 
 def compiler_options(

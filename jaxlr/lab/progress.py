@@ -91,16 +91,14 @@ class Progress:
     def line(self) -> str:
         """The phase, lanes done of all, time since the start, and an estimate."""
         task = self._bar.tasks[0]
-        elapsed = f"{_clock(time.perf_counter() - self._begun)} elapsed"
+        elapsed = f"{clock(time.perf_counter() - self._begun)} elapsed"
         if task.total is None:
             return f"{task.description}: {elapsed}"
         done, total = task.completed, task.total
         new = done - self._num_before
         parts = [f"{task.description}: {int(done)} of {int(total)} lanes", elapsed]
         if 0 < new and done < total:
-            parts.append(
-                f"about {_clock(self.run_seconds * (total - done) / new)} left"
-            )
+            parts.append(f"about {clock(self.run_seconds * (total - done) / new)} left")
         return ", ".join(parts)
 
     @contextlib.contextmanager
@@ -128,5 +126,6 @@ class Progress:
         return now - self._begun - self.compile_seconds
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
     return str(datetime.timedelta(seconds=round(seconds)))

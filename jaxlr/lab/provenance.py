@@ -52,13 +52,10 @@ def _digest(text: bytes) -> str:
 
 
 def source_digest(experiment: Experiment) -> str:
-    """Digest of the experiment's whole file; in a notebook, of its function."""
-    if path := source_path(experiment):
-        return _digest(Path(path).read_bytes())
-    try:
-        return _digest(inspect.getsource(plain_function(experiment)).encode())
-    except (OSError, TypeError):
-        return fingerprint.of(plain_function(experiment)).digest
+    """Digest of `source_text`; of the function where there is none."""
+    if text := source_text(experiment):
+        return _digest(text)
+    return fingerprint.of(plain_function(experiment)).digest
 
 
 def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str, Any]:
@@ -95,7 +92,10 @@ def config(compiled: Compiled, groups: Iterable[int] | None = None) -> dict[str,
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "computation": {
-            f"group {g}": compiled.lane(g).fingerprint.digest for g in groups
+            manifests.label(request.groups[g].static): (
+                compiled.lane(g).fingerprint.digest
+            )
+            for g in groups
         },
     }
 
@@ -112,10 +112,10 @@ def in_words_of(
         compiled: The sweep of today.
     """
     digests = dict(config["computation"])
-    for name in digests:
-        lane = compiled.lane(int(name.removeprefix("group ")))
+    for g, group in enumerate(compiled.request.groups):
+        name = manifests.label(group.static)
         old = recorded["computation"].get(name)
-        if old is not None and lane.is_of_text(old):
+        if old is not None and name in digests and compiled.lane(g).is_of_text(old):
             digests[name] = old
     hparams = dict(config["hparams"])
     for name, field in fields.of(compiled.request.experiment.hparams).items():
@@ -143,16 +143,18 @@ def edit(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     return f"The source has been edited ({pair}); the computation is as it was."
 
 
-def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
+def manifest(compiled: Compiled, cuts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
     """What a run directory records before it starts.
 
     Args:
         compiled: The sweep to describe.
-        widths: Number of cells of a chunk on one device, for every group.
+        cuts: For every group, what `planning.fit` says: the number of seeds and of
+            cells of its program, and of cells of its chunks.
     """
     request = compiled.request
     experiment, devices = request.experiment, request.devices
     is_long = experiment.solver is not None
+    lanes = request.lanes or (None, None)
     return {
         "format": manifests.FORMAT,
         "run": secrets.token_hex(8),
@@ -163,11 +165,12 @@ def manifest(compiled: Compiled, widths: Sequence[int]) -> dict[str, Any]:
         "field_notes": results.notes_of(experiment.hparams),
         "layout": [
             results.to_layout(group, compiled.lane(g).metrics)
-            | {"width": width, "chunk": width * len(devices)}
-            | {"seeds": [0, request.num_seeds]}
-            for g, (group, width) in enumerate(zip(request.groups, widths, strict=True))
+            | {"fields": [name for dim in request.dims for name in dim.fields]}
+            | {"seeds": [0, request.num_seeds], **cut}
+            for g, (group, cut) in enumerate(zip(request.groups, cuts, strict=True))
         ],
         "environment": environment(experiment, devices, request.backend),
+        "lanes": dict(zip(("num_seeds", "num_cells"), lanes, strict=True)),
         "is_complete": False,
     }
 

@@ -1,6 +1,7 @@
 """One cell of a recorded run, run again and compared with what was stored."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -9,10 +10,20 @@ import numpy as np
 
 from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, fields, find, grid, provenance, results, store
+from jaxlr.lab import (
+    chunks,
+    fields,
+    find,
+    grid,
+    manifest as manifests,
+    provenance,
+    results,
+    store,
+)
 from jaxlr.lab.compiled import Compiled
-from jaxlr.lab.engine import SWEPT
+from jaxlr.lab.engine import swept
 from jaxlr.lab.gate import Gate
+from jaxlr.lab.program import Program
 from jaxlr.lab.request import Request
 from jaxlr.lab.results import Results
 
@@ -58,13 +69,13 @@ def replay(
     dims, groups = results.from_manifest(manifest)
     seed = checks.count("seed", seed, least=0, most=config["num_seeds"] - 1)
     index = grid.find_cell(dims, cell)
-    group, where = next(
-        (g, int(where))
-        for g, (part, _) in enumerate(groups)
-        for where in np.flatnonzero(part.cells == index)
+    block, where = next(
+        (b, layout["cells"].index(index))
+        for b, layout in enumerate(manifest["layout"])
+        if index in layout["cells"] and seed in range(*layout["seeds"])
     )
-    layout = manifest["layout"][group]
-    experiment = experiment or SWEPT.get(directory.resolve()) or find.recorded(manifest)
+    layout = manifest["layout"][block]
+    experiment = experiment or swept(directory, manifest) or find.recorded(manifest)
     try:
         experiment = _as_recorded(experiment, config)
     except (TypeError, ValueError) as e:
@@ -81,7 +92,8 @@ def replay(
         backend=manifest["environment"]["backend"],
     )
     compiled = Compiled(request)
-    lane, name = compiled.lane(group), f"group {group}"
+    group, name = request.group_of(layout["static"]), manifests.label(layout["static"])
+    metrics = compiled.lane(group).metrics
     then = config | {"computation": {name: config["computation"].get(name)}}
     now = provenance.in_words_of(then, provenance.config(compiled, [group]), compiled)
     now["axes"] = then["axes"]
@@ -89,29 +101,24 @@ def replay(
         then["source"] = now["source"]
     changed = [name for name in now if repr(now[name]) != repr(then.get(name))]
     recorded, current = (
-        {name: (m.shape, m.dtype) for name, m in metrics.items()}
-        for metrics in (groups[group][1], lane.metrics)
+        {name: (m.shape, m.dtype) for name, m in found.items()}
+        for found in (groups[block][1], metrics)
     )
     if recorded != current:
         raise ValueError(
             f"The experiment's metrics are not those of {directory}: {recorded} were "
             f"recorded, it has {current}. Give the `experiment` as it was."
         )
-    program = compiled.program(group, layout["width"])
-    # The bits of a lane may depend on where in the program it lies.
-    place = where % layout["chunk"] % layout["width"]
-    values = chunks.pad(request, program, group, np.asarray([where]))
-    chunk = store.chunks(manifest, group)[where // layout["chunk"]]
-    arrays = chunks.run_lanes(
-        request, program, [values], num_cells=program.num_cells, seeds=chunk.seeds
-    )
+    program = compiled.program(group, layout["width"], layout["num_seeds"])
+    chunk = store.chunks(manifest, block)[where // layout["chunk"]]
+    work = chunks.Work.of(request, manifest, chunk)
+    at, row = where - chunk.start, seed - chunk.seeds[0]
+    lane = _alone(request, program, work, at, row)
     gate = Gate(manifest, directory)
     sentence, is_equal = "Its chunk was not finished: nothing to compare.", False
     if gate.is_done(chunk):
-        at = where - chunk.start
-        stored = {k: x[seed, at] for k, x in gate.read(chunk).items()}
-        found = {k: x[seed, place] for k, x in arrays.items()}
-        sentence, is_equal = _compare(stored, found, changed)
+        stored = {k: x[row, at] for k, x in gate.read(chunk).items()}
+        sentence, is_equal = _compare(stored, lane, changed)
     points = {
         dim.name: [dim.fields, [dim.points[i]]]
         for dim, i in zip(dims, np.unravel_index(index, grid.shape(dims)), strict=True)
@@ -121,11 +128,25 @@ def replay(
         | {"config": config | {"axes": points, "num_seeds": 1}}
         | {"layout": [layout | {"cells": [0]}]}
     )
-    lane = {k: x[seed : seed + 1, place : place + 1] for k, x in arrays.items()}
-    one.insert(store.Chunk(0, 0, 0, 1, seeds=(0, 1)), lane)
-    again = one.dataset().assign_coords(seed=[seed])
-    again = again.squeeze(["seed", *(dim.name for dim in dims)])
-    return again.assign_attrs(replay=sentence, is_equal=int(is_equal))
+    leaves = {k: x[None, None] for k, x in lane.items()}
+    one.insert(store.Chunk(0, 0, 0, 1, seeds=(0, 1)), leaves)
+    found = one.dataset().assign_coords(seed=[seed])
+    found = found.squeeze(["seed", *(dim.name for dim in dims)])
+    return found.assign_attrs(replay=sentence, is_equal=int(is_equal))
+
+
+def _alone(
+    request: Request, program: Program, work: chunks.Work, at: int, row: int
+) -> dict[str, np.ndarray]:
+    """One lane of the work, where in the program it lay, among the same seeds."""
+    place, first = at % work.width, work.seeds[0] + row - row % work.num_seeds
+    again = dataclasses.replace(
+        work,
+        seeds=(first, min(first + work.num_seeds, work.seeds[1])),
+        cells=np.repeat(work.cells[at], work.width),
+    )
+    arrays = chunks.run(request, program, again)
+    return {k: x[row % work.num_seeds, place] for k, x in arrays.items()}
 
 
 def _compare(

@@ -1,6 +1,6 @@
 """What a sweep is asked to do: its input, validated before anything is traced."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools as ft
 from typing import Any
@@ -9,10 +9,7 @@ import jax
 
 from jaxlr.core import checks
 from jaxlr.core.types import Experiment
-from jaxlr.lab import grid
-
-
-BACKENDS = ("shard_map", "pmap")
+from jaxlr.lab import grid, manifest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +24,8 @@ class Request:
         chunk: Largest number of cells of a chunk; None for what fits into memory.
         devices: The devices that share every chunk.
         backend: `"shard_map"` or `"pmap"`.
+        lanes: How many seeds, and how many cells on each device, a program computes at
+            once; None for what suits the sweep.
     """
 
     experiment: Experiment
@@ -36,6 +35,7 @@ class Request:
     chunk: int | None
     devices: tuple[jax.Device, ...]
     backend: str
+    lanes: tuple[int, int] | None
 
     @classmethod
     def make(
@@ -48,6 +48,7 @@ class Request:
         chunk: int | None = None,
         devices: Sequence[jax.Device] | None = None,
         backend: str = "shard_map",
+        lanes: tuple[int, int] | None = None,
     ) -> "Request":
         """Validate; None means what the experiment declares, or all local devices.
 
@@ -70,7 +71,8 @@ class Request:
             seed=checks.count("seed", seed, least=0, most=2**32 - 1),
             chunk=None if chunk is None else checks.count("chunk", chunk),
             devices=tuple(devices),
-            backend=checks.choice("backend", backend, BACKENDS),
+            backend=checks.choice("backend", backend, manifest.BACKENDS),
+            lanes=None if lanes is None else _checked(lanes),
         )
 
     @ft.cached_property
@@ -78,7 +80,36 @@ class Request:
         """The compile groups: the cells that share a program."""
         return tuple(grid.groups(self.experiment.hparams, self.dims))
 
+    @ft.cached_property
+    def _indices(self) -> dict[str, int]:
+        labels = (manifest.label(group.static) for group in self.groups)
+        return {name: g for g, name in enumerate(labels)}
+
+    def group_of(self, static: Mapping[str, Any]) -> int:
+        """Index of the compile group that has these static fields.
+
+        Raises:
+            ValueError: If none has.
+        """
+        name = manifest.label(static)
+        if name not in self._indices:
+            raise ValueError(
+                f"There is no compile group of {name}, but of "
+                f"{'; '.join(self._indices)}: other fields are static than were."
+            )
+        return self._indices[name]
+
     @property
     def num_cells(self) -> int:
         """Number of cells of the whole sweep."""
         return sum(len(group.cells) for group in self.groups)
+
+
+def _checked(lanes: Any) -> tuple[int, int]:
+    if not isinstance(lanes, Sequence) or isinstance(lanes, str) or len(lanes) != 2:
+        raise ValueError(
+            "`lanes` must be two counts, (number of seeds, number of cells) that a "
+            f"program computes at once, got {lanes!r}."
+        )
+    num_seeds, num_cells = lanes
+    return checks.count("lanes[0]", num_seeds), checks.count("lanes[1]", num_cells)

@@ -1,19 +1,26 @@
-"""Chunks -> one labelled `xarray.Dataset`: (axes..., seed, the metric's own dims)."""
+"""Chunks -> one labelled `xarray.Dataset`: (axes..., seed, the metric's own dims).
+
+Of one chunk: (cell, seed, the metric's own dims), the swept fields along `cell`.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
+import math
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from jaxlr.lab import fields, grid
-from jaxlr.lab.manifest import Chunk, COUNTERS
+from jaxlr.lab.lane import CURVES, ENDED_AT, INFO
+from jaxlr.lab.manifest import Chunk, COUNTERS, fields_of
 from jaxlr.lab.metrics import Metric, storage_dtype
 
 
 if TYPE_CHECKING:
     import xarray as xr
+
+SHARE_DONE = "share_done"
 
 
 class Results:
@@ -26,7 +33,8 @@ class Results:
 
     Args:
         manifest: The manifest of the run.
-        has_gaps: Whether some chunks will never come; their values are NaN.
+        has_gaps: Whether some chunks will never come, or in part; the values that they
+            lack are NaN, and `share_done` says what share of its steps each lane has.
     """
 
     def __init__(self, manifest: Mapping[str, Any], has_gaps: bool = False):
@@ -36,26 +44,35 @@ class Results:
             name: (COUNTERS[name], np.dtype(np.int32)) for name in manifest["counters"]
         } | merged_metrics(self.groups, has_gaps)
         self.num_seeds = manifest["config"]["num_seeds"]
-        lanes = (sum(len(group.cells) for group, _ in self.groups), self.num_seeds)
+        lanes = (math.prod(grid.shape(self.dims)), self.num_seeds)
         self.arrays: dict[str, np.ndarray] = {}
         for name, (metric, dtype) in self.metrics.items():
             blank = -1 if name in COUNTERS else np.nan if dtype.kind in "fc" else 0
             self.arrays[name] = np.full((*lanes, *metric.shape), blank, dtype)
+        self._share_done = np.zeros(lanes)
 
-    def insert(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
-        """Put a finished chunk, leaves (seed, cell, ...), in its place.
+    def insert(
+        self, chunk: Chunk, arrays: Mapping[str, np.ndarray], share: float = 1.0
+    ) -> None:
+        """Put the metrics of a chunk, leaves (seed, cell, ...), in their place.
+
+        Args:
+            chunk: The chunk.
+            arrays: Its metrics; curves that break off fill the rows that they have.
+            share: The share of its steps that they hold.
 
         Raises:
             ValueError: If an integer is too large for the float that it must become.
         """
-        cells = self.groups[chunk.group][0].cells[chunk.start : chunk.stop]
+        cells = self.groups[chunk.block][0].cells[chunk.start : chunk.stop]
         for name, array in arrays.items():
             target = self.arrays[name]
-            _check_whole(name, array, target.dtype)
+            check_whole(name, array, target.dtype, self.has_gaps)
             array = np.swapaxes(array, 0, 1)
             own = tuple(slice(n) for n in array.shape[2:])
             where = (cells, slice(*chunk.seeds), *own)
             target[where] = array.astype(target.dtype, copy=False)
+        self._share_done[cells, slice(*chunk.seeds)] = share
 
     def dataset(self) -> "xr.Dataset":
         """The labelled results; provenance in its attributes."""
@@ -65,13 +82,15 @@ class Results:
         lead = grid.shape(self.dims)
         variables: dict[str, Any] = {}
         for name, (metric, dtype) in self.metrics.items():
-            notes = {"long_name": metric.long_name, "units": metric.units}
-            notes["stored_dtype"] = metric.dtype if metric.dtype != dtype.name else ""
             variables[name] = (
                 (*names, "seed", *metric.dims),
                 self.arrays[name].reshape(*lead, self.num_seeds, *metric.shape),
-                {k: v for k, v in notes.items() if v},
+                _notes(metric, dtype),
             )
+        if self.has_gaps:
+            share = self._share_done.reshape(*lead, self.num_seeds)
+            notes = {"long_name": "Share of its steps that a lane has here"}
+            variables[SHARE_DONE] = ((*names, "seed"), share, notes)
         for dim, lengths in self._lengths().items():
             variables[f"{dim}_length"] = (names, lengths.reshape(lead))
         coords: dict[str, Any] = {"seed": np.arange(self.num_seeds)}
@@ -85,14 +104,13 @@ class Results:
         curves = [m for m, _ in self.metrics.values() if "step" in m.dims]
         if curves:
             num_rows = max(m.shape[m.dims.index("step")] for m in curves)
-            steps = np.arange(num_rows) * self.manifest["config"]["every"]
-            coords["step"] = ("step", steps, {"units": "1", "long_name": "Step"})
+            coords["step"] = _steps(num_rows, self.manifest)
         attrs = attributes(self.manifest) | {"is_complete": int(not self.has_gaps)}
         return xr.Dataset(variables, coords, attrs)
 
     def _lengths(self) -> dict[str, np.ndarray]:
         """Lengths of every dimension that is not equally long in all groups."""
-        num_cells = sum(len(group.cells) for group, _ in self.groups)
+        num_cells = math.prod(grid.shape(self.dims))
         lengths: dict[str, np.ndarray] = {}
         for group, metrics in self.groups:
             for metric in metrics.values():
@@ -102,16 +120,125 @@ class Results:
         return {dim: x for dim, x in lengths.items() if len(set(x.tolist())) > 1}
 
 
-def _check_whole(name: str, array: np.ndarray, dtype: np.dtype) -> None:
+def _notes(metric: Metric, dtype: np.dtype) -> dict[str, str]:
+    notes = {"long_name": metric.long_name, "units": metric.units}
+    notes["stored_dtype"] = metric.dtype if metric.dtype != dtype.name else ""
+    return {k: v for k, v in notes.items() if v}
+
+
+def _steps(num_rows: int, manifest: Mapping[str, Any]) -> tuple[str, np.ndarray, Any]:
+    steps = np.arange(num_rows) * manifest["config"]["every"]
+    return "step", steps, {"units": "1", "long_name": "Step"}
+
+
+def so_far(
+    manifest: Mapping[str, Any], chunk: Chunk, saved: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], float]:
+    """The metrics of a long run's chunk up to where it is, and what share that is.
+
+    Args:
+        manifest: The manifest of the run.
+        chunk: The chunk.
+        saved: What its checkpoint holds.
+
+    Returns:
+        Leaves (seed, cell, ...), curves as long as they are by now; and the share of
+        their rows that are there.
+
+    Raises:
+        ValueError: If that is not what it must be.
+    """
+    metrics, every = metrics_of(manifest, chunk), manifest["config"]["every"]
+    arrays = of_carry(metrics, saved, every, int(saved["t"]))
+    share = 0.0
+    for name, metric in metrics.items():
+        shape, dtype, longest = arrays[name].shape, arrays[name].dtype, metric.shape[0]
+        wanted = (*chunk.lanes, min(shape[2], longest), *metric.shape[1:])
+        if shape != wanted or dtype != storage_dtype(metric.dtype):
+            raise ValueError(f"{name!r} is {dtype} of shape {shape}")
+        share = shape[2] / longest
+    return arrays, share
+
+
+def of_carry(
+    metrics: Mapping[str, Metric],
+    carry: Mapping[str, np.ndarray],
+    every: int,
+    num_steps: int,
+) -> dict[str, np.ndarray]:
+    """The metrics and counters of a long run's lanes, leaves (seed, cell, ...).
+
+    Args:
+        metrics: The metrics, in the order of the carry's curves.
+        carry: The arrays of a packed carry by name; those of the state may be missing.
+        every: One row of the curves is kept in this many steps.
+        num_steps: Number of steps after which the carry is.
+    """
+    curves, last = (
+        [x for name, x in carry.items() if name.startswith(begin)]
+        for begin in (CURVES, INFO)
+    )
+    num_rows, ended_at = -(-num_steps // every), carry[ENDED_AT][:, :, None]
+    # Lanes that ended stand still.
+    has_ended = (ended_at >= 0) & (np.arange(num_rows) * every >= ended_at)
+    arrays = {}
+    for name, curve, info in zip(metrics, curves, last, strict=True):
+        mask = has_ended.reshape(has_ended.shape + (1,) * (curve.ndim - 3))
+        arrays[name] = np.where(mask, info[:, :, None], curve[:, :, :num_rows])
+    counts = diverged_at(metrics, arrays, every)
+    return arrays | {"ended_at": carry[ENDED_AT], "diverged_at": counts}
+
+
+def of_chunk(
+    manifest: Mapping[str, Any], chunk: Chunk, arrays: Mapping[str, np.ndarray]
+) -> "xr.Dataset":
+    """The labelled metrics of one chunk, as long as they are.
+
+    Args:
+        manifest: The manifest of the run.
+        chunk: The chunk.
+        arrays: Its metrics, leaves (seed, cell, ...).
+    """
+    import xarray as xr
+
+    cells = manifest["layout"][chunk.block]["cells"][chunk.start : chunk.stop]
+    known = COUNTERS | metrics_of(manifest, chunk)
+    coords: dict[str, Any] = {"seed": np.arange(*chunk.seeds)}
+    for field, values in fields_of(manifest["config"]["axes"], cells).items():
+        notes = manifest["field_notes"].get(field, {})
+        coords[field] = ("cell", grid.labels(values), notes)
+    variables = {}
+    for name, array in arrays.items():
+        metric, array = known[name], np.swapaxes(array, 0, 1)
+        dims = "cell", "seed", *metric.dims
+        variables[name] = (dims, array, _notes(metric, array.dtype))
+        if "step" in dims:
+            coords["step"] = _steps(array.shape[dims.index("step")], manifest)
+    return xr.Dataset(variables, coords, attributes(manifest))
+
+
+def check_whole(
+    name: str, array: np.ndarray, dtype: np.dtype, has_gaps: bool = False
+) -> None:
+    """Refuse integers that the dtype cannot hold in which a metric is kept.
+
+    Raises:
+        ValueError: If one is too large, saying how large they may be.
+    """
     if array.dtype.kind not in "iu" or dtype.kind not in "fc" or not array.size:
         return
     digits = 2 ** (np.finfo(dtype).nmant + 1)
     worst = max(int(array.max()), -int(array.min()))
     if worst > digits:
+        why = (
+            "cells are missing; finish the run to load it (`--resume`)."
+            if has_gaps
+            else "another group has another type or length. Return it as one type, of "
+            "one length, in all groups."
+        )
         raise ValueError(
             f"The metric {name!r} holds integers of size {worst}, and has become "
-            f"{dtype}, exact up to {digits}: another group has another type or length, "
-            "or cells are missing. Return it as one type, of one length, in all groups."
+            f"{dtype}, exact up to {digits}: {why}"
         )
 
 
@@ -240,13 +367,21 @@ def from_manifest(manifest: Mapping[str, Any]):
     )
     parts = []
     for layout in manifest["layout"]:
-        metrics = {
-            name: Metric(**m | {k: tuple(m[k]) for k in ("dims", "shape")})
-            for name, m in layout["metrics"].items()
-        }
         group = grid.Group(layout["static"], {}, np.asarray(layout["cells"]))
-        parts.append((group, metrics))
+        parts.append((group, _metrics(layout)))
     return dims, parts
+
+
+def metrics_of(manifest: Mapping[str, Any], chunk: Chunk) -> dict[str, Metric]:
+    """The metrics that a chunk has."""
+    return _metrics(manifest["layout"][chunk.block])
+
+
+def _metrics(layout: Mapping[str, Any]) -> dict[str, Metric]:
+    return {
+        name: Metric(**m | {k: tuple(m[k]) for k in ("dims", "shape")})
+        for name, m in layout["metrics"].items()
+    }
 
 
 def attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:

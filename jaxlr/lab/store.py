@@ -12,7 +12,7 @@ executes anything: npz without pickle, JSON. A file of arrays says whose they ar
 the checksum of each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import errno
@@ -22,7 +22,7 @@ import json
 import os
 from pathlib import Path
 import socket
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 import zipfile
 
@@ -31,7 +31,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlr.lab import modules, signals
-from jaxlr.lab.manifest import Chunk as Chunk, chunks as chunks, differing, validated
+from jaxlr.lab.manifest import (
+    brief,
+    Chunk as Chunk,
+    chunks as chunks,
+    differing,
+    label,
+    signed,
+    validated,
+)
 
 
 MANIFEST = "manifest.json"
@@ -41,10 +49,14 @@ _HEADER = "header.json"
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+_DAMAGED = {None, errno.EINVAL}  # seeking where damaged bytes say raises this
 _DELETE = (
     "Delete that one file and go on with resume (`--resume`): only its cells are "
     "computed again."
 )
+
+
+_T = TypeVar("_T")
 
 
 class RunDirectoryError(RuntimeError):
@@ -160,11 +172,17 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | Non
             return arrays, header["identity"]
     except MemoryError:
         raise
-    except (FileNotFoundError, PermissionError) as e:
-        raise RunDirectoryError(f"{path} cannot be read: {e.strerror}.") from e
     except Exception as e:  # damaged bytes raise a dozen kinds
+        if isinstance(e, OSError) and e.errno not in _DAMAGED:
+            raise _unreadable(path, e) from e
         what = f"{type(e).__name__}: {e}"
         raise RunDirectoryError(f"{path} is corrupt ({what}). {_DELETE}") from e
+
+
+def _unreadable(path: Path, error: OSError) -> RunDirectoryError:
+    """The error for a file whose storage fails: what is in it may be well."""
+    reason = error.strerror or error
+    return RunDirectoryError(f"{path} cannot be read ({reason}); try again.")
 
 
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
@@ -202,7 +220,8 @@ class Stored:
         if found is None and self.is_named:
             raise self.refused("it does not say whose it is")
         if found is not None and (names := differing(found, self.identity)):
-            pairs = (f"{n} {found.get(n)}, not {self.identity.get(n)}" for n in names)
+            sides = ((n, brief(found.get(n)), self.identity.get(n)) for n in names)
+            pairs = (f"{n} {theirs}, not {brief(ours)}" for n, theirs, ours in sides)
             raise self.refused("it is of " + "; of ".join(pairs))
         return arrays
 
@@ -213,9 +232,9 @@ class Stored:
         )
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Store JSON, readable."""
-    text = json.dumps(content, indent=1).encode()
+def write_json(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Store a manifest, readable, with its digest."""
+    text = json.dumps(signed(manifest), indent=1).encode()
     write_atomically(path, lambda file: file.write(text))
 
 
@@ -235,10 +254,42 @@ def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
         return validated(json.loads(path.read_bytes()))
     except FileNotFoundError as e:
         raise RunDirectoryError(f"{directory} holds no run: no {name}.") from e
-    except (OSError, ValueError) as e:
+    except OSError as e:
+        raise _unreadable(path, e) from e
+    except ValueError as e:
         raise RunDirectoryError(
             f"{path} cannot be read: {e}. Restore it, or use another directory."
         ) from e
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file from those that had its name before; () if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_mtime_ns
+
+
+def settled(directory: Path, read_fn: Callable[[], _T]) -> _T:
+    """What `read_fn()` returns, called again where a sweep changed what it reads.
+
+    Raises:
+        RunDirectoryError: By `read_fn`, for files that stand still.
+    """
+    while True:
+        before = _changing(directory)
+        try:
+            return read_fn()
+        except RunDirectoryError:
+            if _changing(directory) == before:
+                raise
+
+
+def _changing(directory: Path) -> dict[Path, tuple[int, ...]]:
+    """The files that a running sweep replaces or removes, with their stamps."""
+    paths = [directory / MANIFEST, *directory.glob("segments/*.npz")]
+    return {path: stamp(path) for path in paths}
 
 
 def is_run(directory: Path) -> bool:
@@ -289,7 +340,8 @@ def lock(directory: Path):
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            _enter_lock(stack, directory / ".lock")
+            # Somebody may be asking whether it is in use.
+            _enter_lock(stack, directory / ".lock", timeout=0.2)
             owner.write_text(f"host {socket.gethostname()}, process {os.getpid()}")
             held = stack.pop_all()
     except filelock.Timeout as e:
@@ -304,16 +356,29 @@ def lock(directory: Path):
         yield
 
 
-def _enter_lock(stack: contextlib.ExitStack, path: Path) -> None:
+def _enter_lock(stack: contextlib.ExitStack, path: Path, timeout: float) -> None:
     try:
-        hard = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+        hard = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
         stack.enter_context(hard)
     except (NotImplementedError, OSError) as e:
         is_missing = isinstance(e, NotImplementedError) or e.errno in _NO_FLOCK
         if isinstance(e, filelock.Timeout) or not is_missing:
             raise
         soft = path.with_name(path.name + ".soft")
-        stack.enter_context(filelock.SoftFileLock(soft, timeout=0))
+        stack.enter_context(filelock.SoftFileLock(soft, timeout=timeout))
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a process holds the lock; so it seems where this one may not ask."""
+    path = directory / ".lock"
+    if not (path.exists() or path.with_name(".lock.soft").exists()):
+        return False
+    try:
+        with contextlib.ExitStack() as stack:
+            _enter_lock(stack, path, timeout=0)
+    except OSError:  # a timeout, or storage that this process may not write to
+        return True
+    return False
 
 
 def refuse_changes(
@@ -348,7 +413,8 @@ def refuse_changes(
     lanes = ("axes", "num_seeds", "seed", "metrics", "halving")
     fixed = [k for k in changed if k.split(".")[0] in lanes]
     lines = [
-        f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed
+        f"{k}: {brief(old.get(k, 'absent'))} -> {brief(new.get(k, 'absent'))}"
+        for k in changed
     ]
     if not changed or (is_forced and not fixed):
         return lines
@@ -370,7 +436,8 @@ def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in manifest["config"].items():
         nested = value if isinstance(value, dict) else {"": value}
         flat |= {f"{name}.{k}" if k else name: v for k, v in nested.items()}
-    for group, layout in enumerate(manifest["layout"]):
-        for name, metric in layout["metrics"].items():
-            flat[f"metrics.{name} (group {group})"] = [metric["shape"], metric["dtype"]]
+    for block in manifest["layout"]:
+        for name, metric in block["metrics"].items():
+            group = label(block["static"])
+            flat[f"metrics.{name} ({group})"] = [metric["shape"], metric["dtype"]]
     return flat

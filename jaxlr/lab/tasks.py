@@ -26,15 +26,15 @@ import jax
 import numpy as np
 
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, find, provenance, store
+from jaxlr.lab import chunks, find, manifest as manifests, provenance, store
 from jaxlr.lab.compiled import Compiled, kept, settings
 from jaxlr.lab.memory import Machine
 from jaxlr.lab.request import Request
 
 
 SMALL = 2**16  # bytes that travel with every task, rather than by a file
-# Digest -> what this process has sent: its own threads are workers too.
-_SENT: weakref.WeakValueDictionary[str, Compiled] = weakref.WeakValueDictionary()
+# (Digest, settings) -> what this process has sent: its own threads are workers too.
+_SENT: weakref.WeakValueDictionary[Any, Compiled] = weakref.WeakValueDictionary()
 # Module of one's own -> digest of the file it was loaded from, in a worker.
 _LOADED: dict[str, str] = {}
 # Of no interest to a worker: it is told them, or has no files.
@@ -187,9 +187,8 @@ def _in_worker(
         for name, value in parcel.settings:  # of this thread alone
             stack.enter_context(getattr(jax, name)(value))
         try:
-            compiled = _SENT.get(parcel.digest) or kept(
-                parcel.digest, lambda: _unpack(parcel, content)
-            )
+            key = parcel.digest, parcel.settings  # traces are made under these
+            compiled = _SENT.get(key) or kept(key, lambda: _unpack(parcel, content))
         except _Unseen:
             return _UNSEEN
         return function(compiled, *arguments)
@@ -206,17 +205,17 @@ def _describe(compiled: Compiled) -> tuple[Machine, dict[str, Any], dict[str, An
 
 
 def _run_chunk(
-    compiled: Compiled, wanted: Mapping[str, Any], width: int, chunk: store.Chunk
+    compiled: Compiled, wanted: Mapping[str, Any], work: chunks.Work
 ) -> dict[str, np.ndarray]:
-    """Run one chunk in a worker, `width` cells on each of its devices.
+    """Run one chunk in a worker.
 
     Raises:
         RuntimeError: If the worker would compute something else than is recorded:
             other versions, another platform, other files.
     """
-    _refuse_differences(wanted, provenance.config(compiled, [chunk.group]))
-    program = compiled.program(chunk.group, width)
-    return chunks.run(compiled.request, program, chunk)
+    _refuse_differences(wanted, provenance.config(compiled, [work.group]))
+    program = compiled.program(work.group, work.width, work.num_seeds)
+    return chunks.run(compiled.request, program, work)
 
 
 def _refuse_differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -237,8 +236,8 @@ class Team:
         self, executor: Any, compiled: Compiled, content: bytes, file: str | None
     ):
         digest = hashlib.sha256(content).hexdigest()
-        _SENT[digest] = self._compiled = compiled
         self._parcel = _Parcel(digest, file, tuple(settings().items()))
+        _SENT[digest, self._parcel.settings] = self._compiled = compiled
         self._executor, self._content, self._keywords = executor, content, {}
         client = getattr(executor, "_client", executor)
         if type(client).__module__.partition(".")[0] == "distributed":
@@ -269,26 +268,22 @@ class Team:
             **manifest,
             "config": self._config,
             "environment": manifest["environment"] | self._environment,
-            "layout": [
-                layout | {"chunk": layout["width"] * self.machine.num_devices}
-                for layout in manifest["layout"]
-            ],
         }
 
     def run(
-        self, widths: Mapping[store.Chunk, int]
+        self, works: Mapping[store.Chunk, chunks.Work]
     ) -> Generator[tuple[store.Chunk, dict[str, np.ndarray] | BaseException]]:
         """Run chunks; each with its arrays, or what went wrong, as they end.
 
         Args:
-            widths: Chunk -> number of its cells on one device at a time.
+            works: Chunk -> its lanes and their program.
         """
-        calls = {}
-        for chunk, width in widths.items():
-            name = f"group {chunk.group}"
+        calls, groups = {}, self._compiled.request.groups
+        for chunk, work in works.items():
+            name = manifests.label(groups[work.group].static)
             one = {"computation": {name: self._config["computation"][name]}}
             wanted = {k: x for k, x in self._config.items() if k not in _TOLD} | one
-            calls[chunk] = wanted, width, chunk
+            calls[chunk] = wanted, work
         return self._each(_run_chunk, calls)
 
     def _each(

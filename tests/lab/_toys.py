@@ -1,5 +1,6 @@
 """Small experiments that the tests of the lab share, and processes that sweep them."""
 
+import itertools
 import os
 from pathlib import Path
 import subprocess
@@ -87,6 +88,7 @@ def num_steps(hparams):
     return hparams.num_steps
 
 
+NUM_SEEN = 8
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -115,14 +117,36 @@ def slow(kind: str) -> Experiment:
     return toy.replace(axes={"rate": np.linspace(0.01, 0.3, 24)})
 
 
-def sweep_slowly(kind: str, directory: str) -> None:
+def sweep_slowly(kind: str, directory: str, **hooks: Any) -> None:
     """What the processes do that are killed."""
     from jaxlr.lab import chunks, sweep
 
     chunks.SEGMENT_SECONDS = 0.02
     print("ready", flush=True)
-    sweep(slow(kind), directory=directory, resume=True, chunk=2)
+    sweep(slow(kind), directory=directory, resume=True, chunk=2, **hooks)
     print("done", flush=True)
+
+
+def sweep_when_seen(kind: str, directory: str) -> None:
+    """The same; the first hooks say `at<n>`, and go on once `go<n>` is there."""
+    numbers = itertools.count()
+
+    def wait(*_):
+        if (number := next(numbers)) < NUM_SEEN:
+            Path(f"{directory}-at{number}").touch()
+            while not Path(f"{directory}-go{number}").exists():
+                time.sleep(0.005)
+
+    hook = {"closed": "on_chunk", "long": "on_segment"}[kind]
+    sweep_slowly(kind, directory, **{hook: wait})
+
+
+def grow_slowly(kind: str, directory: str) -> None:
+    """The same, into a run of some of the cells with two seeds."""
+    from jaxlr.lab import chunks, sweep
+
+    chunks.SEGMENT_SECONDS = 0.02
+    sweep(slow(kind), directory=directory, resume="grow", num_seeds=3)
 
 
 def start(code: str, **env: str) -> subprocess.Popen:

@@ -156,6 +156,7 @@ def test_flags_reach_the_sweep(mine, swept):
         "seed": 4,
         "directory": Path("here"),
         "resume": False,
+        "lanes": None,
         "chunk": 2,
         "devices": "tpu",
         "backend": "pmap",
@@ -309,7 +310,6 @@ def test_help_lists_hyper_parameters_with_docs(mine, capsys):
         (["run", "mine.py", "--axis", "etta=1"], "did you mean 'eta'"),
         (["run", "mine.py", "--axis", "eta=log:0:1:3"], "An axis is NAME=SPEC"),
         (["run", "mine.py", "--seeds", "0"], "`num_seeds` must be an integer >= 1"),
-        (["run", "mine.py", "--num-steps", "1001"], "got 1001. (mine.py, line 26)"),
         (["run", "mine.py", "--directory", "."], "is no run directory"),
         (["show", "gone"], "gone holds no run"),
         (["replay", "gone", "--cell", "eta"], "--cell takes NAME=VALUE, got 'eta'"),
@@ -344,13 +344,44 @@ def test_unreadable_flags_exit_2(mine, words):
     assert caught.value.code == 2
 
 
-def test_an_error_of_the_users_code_keeps_its_traceback_and_exits_3(mine, capsys):
-    mine.write_text(MINE.replace("if hp.num_steps > 1000", "if hp.nothing"))
-    assert main(["run", "mine.py"]) == 3
+@pytest.mark.parametrize("method", [(), ("--method", "gd")])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("hp.nothing", "AttributeError: 'HParams' object has no attribute 'nothing'"),
+        ("raise ValueError('my own bug')", "ValueError: my own bug"),
+        ("open('gone.csv')", "No such file or directory: 'gone.csv'"),
+        ("import gone", "ModuleNotFoundError: No module named 'gone'"),
+        ("int('x')", "ValueError: invalid literal for int()"),
+    ],
+)
+def test_an_error_of_the_users_code_keeps_its_traceback_and_exits_3(
+    mine, capsys, method, line, message
+):
+    mine.write_text(MINE.replace("def run(key, hp):", f"def run(key, hp):\n    {line}"))
+    assert main(["run", "mine.py", *method]) == 3
     error = capsys.readouterr().err
     assert error.startswith("Traceback")
     assert "mine.py" in error
-    assert "AttributeError: 'HParams' object has no attribute 'nothing'" in error
+    assert message in error
+
+
+def test_the_group_that_cannot_be_traced_is_named(mine, capsys):
+    line = "if hp.method == 'sgd':\n        bool(hp.eta)"
+    mine.write_text(MINE.replace("def run(key, hp):", f"def run(key, hp):\n    {line}"))
+    assert main(["run", "mine.py"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "Mark it static" in error
+    assert error.endswith("In the compile group of method='sgd'.")
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = [sys.executable, "-m", "jaxlr", "list", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 0
 
 
 def test_interrupt_says_how_to_resume_and_exits_130(mine, capsys, monkeypatch):

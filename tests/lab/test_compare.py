@@ -44,7 +44,7 @@ def test_what_is_left_out_is_said(runs):
 
 def test_differences_of_the_configuration_are_all_there(runs):
     found = compare(runs).differences
-    assert found.pop("computation")[0].startswith('{"group 0": ')
+    assert found.pop("computation")[0].startswith('{"all cells": ')
     assert found == {
         "hparams.num_steps": ("50", "20"),
         "hparams.rate": ("0.1, 0.2, 0.3, 0.4, 0.5", "0.1, 0.3, 0.5, 0.7"),

@@ -1,5 +1,6 @@
 from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
 import importlib
+import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -17,7 +18,16 @@ import numpy as np
 import pytest
 
 from jaxlr.core import Experiment
-from jaxlr.lab import find, load, planning, provenance, store, sweep, tasks
+from jaxlr.lab import (
+    find,
+    load,
+    planning,
+    provenance,
+    RunDirectoryError,
+    store,
+    sweep,
+    tasks,
+)
 from jaxlr.lab.compiled import Compiled
 from jaxlr.lab.memory import Machine
 from jaxlr.lab.request import Request
@@ -37,9 +47,9 @@ def test_threads_give_the_same_bits(tmp_path, make):
 def test_workers_run_the_planned_width(tmp_path, monkeypatch):
     widths, program = [], Compiled.program
 
-    def spy(self, group, width):
+    def spy(self, group, width, num_seeds):
         widths.append(width)
-        return program(self, group, width)
+        return program(self, group, width, num_seeds)
 
     with ThreadPoolExecutor(2) as pool:
         sweep(toys.closed(), directory=tmp_path, chunk=2, executor=pool)
@@ -124,7 +134,7 @@ def test_what_decides_bits_is_asked_of_the_workers(tmp_path):
     config = store.read_manifest(tmp_path)["config"]
     assert config["platform"] == found.attrs["platform"] == "gpu"
     assert config["device_kind"] == "H200"
-    assert config["computation"]["group 0"].startswith("gpu ")
+    assert config["computation"]["all cells"].startswith("gpu ")
     (tmp_path / "chunks/g000-c00001.npz").unlink()
     with pytest.raises(store.RunDirectoryError, match="platform: 'gpu' -> 'cpu'"):
         sweep(toys.closed(), directory=tmp_path, resume=True)
@@ -137,8 +147,9 @@ def test_chunks_are_as_wide_as_the_workers_can():
     """By their memory, and by the number of their devices."""
     compiled = Compiled(Request.make(toys.closed(), {"rate": np.linspace(0, 1, 99)}))
     plenty, little = (Machine("gpu", "", 4, n) for n in (2**40, 3600))
-    assert planning.fit(compiled, plenty)[0] == [2]  # of 25, for 16 chunks
-    assert planning.fit(compiled, little)[0] == [1]
+    cut = {"num_seeds": 2, "width": 2, "chunk": 8}  # of 25 a device, for 16 chunks
+    assert planning.fit(compiled, plenty)[0] == [cut]
+    assert planning.fit(compiled, little)[0] == [cut | {"width": 1, "chunk": 4}]
     with pytest.raises(ValueError, match=r"needs about .*, and 819.2 B may"):
         planning.fit(compiled, Machine("gpu", "", 4, 2**10))
 
@@ -397,7 +408,7 @@ class Faulty(AtOnce):
         self.error = error
 
     def submit(self, fn, /, *args):
-        if getattr(args[-1], "start", None) == 2:
+        if getattr(args[-1], "cells", [None])[0] == 2:
             return Job(None, self.error)
         return super().submit(fn, *args)
 
@@ -409,7 +420,7 @@ def test_a_failed_task_is_named_and_costs_no_other(tmp_path, error):
     """One that was cancelled too, and `sys.exit` in a worker."""
     fields = r"size=3; rate=0\.3, 0\.4; seeds 0\.\.1"
     what = f"failed: {type(error).__name__}{f': {error}' if str(error) else ''}"
-    message = rf"Cells 2\.\.3 of group 0 \({fields}\) {what}\. .*resume"
+    message = rf"Cells 2\.\.3 of block 0 \({fields}\) {what}\. .*resume"
     axes = {"size": [3, 4], "rate": toys.RATES}
     with pytest.raises(RuntimeError, match=message) as caught:
         sweep(toys.closed(), axes, directory=tmp_path, chunk=2, executor=Faulty(error))
@@ -452,9 +463,64 @@ def _fails_at(rate):
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
+def test_only_what_is_left_fails_where_a_group_cannot_be_compiled(
+    tmp_path, monkeypatch, elsewhere
+):
+    """Of a group that does not compile any more, the finished chunks stay so."""
+    experiment = toys.closed().replace(axes={"size": [3, 4], "rate": toys.RATES})
+    sweep(experiment, directory=tmp_path, chunk=2)
+    (tmp_path / "chunks/g001-c00001.npz").unlink()
+    compile_ = Compiled.program
+
+    def program(self, group, *lanes):
+        if group == 1:
+            raise OSError("no compiler")
+        return compile_(self, group, *lanes)
+
+    monkeypatch.setattr(Compiled, "program", program)
+    cells = r"Cells 2\.\.3 of block 1 .* failed: OSError: no compiler\. All else"
+    with pytest.raises(RuntimeError, match=cells):
+        sweep(
+            experiment,
+            directory=tmp_path,
+            resume=True,
+            executor=AtOnce() if elsewhere else None,
+        )
+
+
+def test_a_finished_run_needs_no_workers(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        wanted = sweep(toys.closed(), directory=tmp_path, executor=pool, chunk=2)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    there = {"platform": "tpu", "device_kind": "TPU v5"}  # as if they had been others
+    manifest["config"] |= there | {"computation": {"all cells": "of the workers"}}
+    store.write_json(path, manifest)
+    found = sweep(toys.closed(), directory=tmp_path, executor=pool, resume=True)
+    toys.assert_equal(found, wanted)
+    with pytest.raises(RunDirectoryError, match=r"(?s)device_kind: .*platform: "):
+        sweep(toys.closed(), directory=tmp_path, resume=True)
+    manifest["config"]["source"] = "edited"  # who knows what it computes there
+    store.write_json(path, manifest)
+    with pytest.raises(RunDirectoryError, match=r"(?s)computation.* source: "):
+        sweep(toys.closed(), directory=tmp_path, executor=pool, resume=True)
+
+
+def test_a_worker_traces_anew_under_other_settings(monkeypatch):
+    monkeypatch.setattr(tasks, "_SENT", Forgetful())
+    experiment = toys.closed(size=5)
+    with ThreadPoolExecutor(1) as pool:
+        for name in ("threefry2x32", "rbg"):
+            with jax.default_prng_impl(name):
+                wanted = sweep(experiment, chunk=2)
+                found = sweep(experiment, chunk=2, executor=pool)
+            toys.assert_equal(found, wanted)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_failing_cell_is_named_and_the_rest_goes_on(tmp_path, elsewhere):
     failing, executor = _fails_at(0.3), AtOnce() if elsewhere else None
-    cells = r"Cells 2\.\.2 of group 0 \(size=3; rate=0\.3; seeds 0\.\.0\) failed"
+    cells = r"Cells 2\.\.2 of block 0 \(size=3; rate=0\.3; seeds 0\.\.0\) failed"
     with pytest.raises(RuntimeError, match=cells) as caught:
         sweep(failing, directory=tmp_path, chunk=1, executor=executor)
     assert "So did 1 others" in str(caught.value)

@@ -74,6 +74,31 @@ def test_an_integer_that_a_float_cannot_hold_is_refused(tmp_path, directory):
     assert alone.m.item() == 2**53 + 1
 
 
+def test_what_could_never_be_loaded_is_never_complete(tmp_path):
+    """The group of integers is kept before that of floats is known to be there."""
+    with pytest.raises(ValueError, match=rf"'m' holds integers of size {2**60 + 1}"):
+        sweep(typed({"int64": 2**60 + 1, "float64": 0.5}), directory=tmp_path)
+    assert not store.read_manifest(tmp_path)["is_complete"]
+    assert not list(tmp_path.glob("chunks/*.npz"))
+    assert np.isnan(load(tmp_path).m.values).all()
+
+
+def test_an_unfinished_run_of_large_integers_says_how_to_load_it(tmp_path):
+    def run(key, hparams):
+        return {"m": jnp.asarray(2**60 + 1) + hparams.rate.astype(int)}
+
+    axes = {"rate": (1.0, 2.0)}
+    experiment = Experiment(run=run, hparams=Typed(), axes=axes, x64=True)
+    wanted = sweep(experiment, directory=tmp_path, chunk=1)
+    assert wanted.m.values.ravel().tolist() == [2**60 + 2, 2**60 + 3]
+    (tmp_path / "chunks/g000-c00001.npz").unlink()
+    with pytest.raises(RunDirectoryError, match=r"finish the run to load it") as caught:
+        load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "Return it" not in str(caught.value)
+    toys.assert_equal(sweep(experiment, directory=tmp_path, resume=True), wanted)
+
+
 NAMES = (
     "__dtypes__",
     "header.json",
@@ -270,7 +295,7 @@ class Cancelling(ThreadPoolExecutor):
         self.num, self.is_notified = 0, is_notified
 
     def submit(self, fn, /, *args, **kwargs):
-        self.num += isinstance(args[-1], store.Chunk)
+        self.num += isinstance(args[-1], chunks.Work)
         if self.num < 2:
             return super().submit(fn, *args, **kwargs)
         future: Future[Any] = Future()
@@ -330,7 +355,7 @@ class Wrong(ThreadPoolExecutor):
         self.change = change
 
     def submit(self, fn, /, *args, **kwargs):
-        is_chunk = isinstance(args[-1], store.Chunk)
+        is_chunk = isinstance(args[-1], chunks.Work)
         change = self.change if is_chunk else lambda out: out
         return super().submit(lambda: change(fn(*args, **kwargs)))
 

@@ -39,8 +39,8 @@ def calls(monkeypatch):
     made = []
     program = Compiled.program
 
-    def counted(self, group, width):
-        compiled = program(self, group, width)
+    def counted(self, group, width, num_seeds=None):
+        compiled = program(self, group, width, num_seeds)
 
         class Counted:
             def __getattr__(self, name):

@@ -20,8 +20,8 @@ def segments(monkeypatch):
     calls = []
     program = Compiled.program
 
-    def counted(self, group, width):
-        made = program(self, group, width)
+    def counted(self, group, width, num_seeds=None):
+        made = program(self, group, width, num_seeds)
 
         class Counted:
             def __getattr__(self, name):
@@ -58,7 +58,7 @@ def test_segments_of_any_partition_hold_the_same_bits(every):
     cells = chunks.pad(request, program, 0, np.arange(3))
     ends = {}
     for name, cuts in CUTS.items():
-        t, state = 0, program.initial_state(2)
+        t, state = 0, program.initial_state()
         for stop in cuts:
             times = np.int32(t), np.int32(stop)
             state = program.call(

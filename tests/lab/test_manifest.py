@@ -7,6 +7,7 @@ import re
 import pytest
 
 from jaxlr.lab import load, replay, RunDirectoryError, sweep
+from jaxlr.lab.manifest import signed
 from tests.lab import _toys as toys
 
 
@@ -107,6 +108,9 @@ EDITS = {
     r"loss has the dims": lambda m: m["layout"][0]["metrics"]["loss"].update(dims=[]),
     "num_seeds must be of type int": lambda m: m["config"].update(num_seeds="2"),
     "must have points of 1": lambda m: m["config"]["axes"]["rate"][1][0].append(1),
+    "config.seed must be in 0": lambda m: m["config"].update(seed=-1),
+    "environment.backend is 'foo'": lambda m: m["environment"].update(backend="foo"),
+    "history must be of type list": lambda m: m.update(history="x"),
     "counters has": lambda m: m.update(counters=["nan_at"]),
 }
 
@@ -145,4 +149,50 @@ def test_an_edit_that_is_valid_in_itself_does_not_fit_the_chunks(kept, manifest,
     edit(manifest)
     error = _outcome(load, kept, manifest)
     assert isinstance(error, RunDirectoryError)
+    assert f"{kept / 'manifest.json'} cannot be read: config, counters" in str(error)
+    error = _outcome(load, kept, signed(manifest))
+    assert isinstance(error, RunDirectoryError)
     assert "does not belong to this run" in str(error)
+
+
+def _fewer_metrics(manifest):
+    for block in manifest["layout"]:
+        del block["metrics"]["last"]
+
+
+def _no_counters(manifest):
+    manifest["counters"] = []
+
+
+def _no_digest(manifest):
+    del manifest["digest"]
+
+
+@pytest.mark.parametrize("edit", [_fewer_metrics, _no_counters, _no_digest])
+@pytest.mark.parametrize("use", USES)
+def test_an_edit_costs_no_chunk(kept, manifest, edit, use):
+    edit(manifest)
+    error = _outcome(use, kept, manifest)
+    assert isinstance(error, RunDirectoryError)
+    assert str(kept / "manifest.json") in str(error)
+    assert "Delete" not in str(error)
+
+
+def test_messages_quote_long_values_in_part(tmp_path):
+    rates = [i / 7 for i in range(3000)]
+    directory = tmp_path / "run"
+    sweep(toys.closed(num_steps=1), {"rate": rates}, directory=directory, chunk=3000)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["config"]["axes"]["rate"][1][-1] = [0.15]
+    error = _outcome(load, directory, signed(manifest))
+    assert "does not belong to this run" in str(error)
+    assert len(str(error)) < 600 + len(str(directory))
+    error = _outcome(
+        lambda x: sweep(
+            toys.closed(num_steps=1), {"rate": rates[1:]}, directory=x, resume=True
+        ),
+        directory,
+        signed(manifest),
+    )
+    assert "axes.rate: " in str(error)
+    assert len(str(error)) < 600 + len(str(directory))

@@ -199,8 +199,10 @@ def optimist(monkeypatch):
     """An estimate that takes all cells at once, whatever the memory."""
 
     def fit(compiled, workers):
-        groups = compiled.request.groups
-        return [len(g.cells) for g in groups], [0 for _ in groups]
+        request = compiled.request
+        widths = [len(group.cells) for group in request.groups]
+        cut = {"num_seeds": request.num_seeds}
+        return [cut | {"width": n, "chunk": n} for n in widths], [0 for _ in widths]
 
     monkeypatch.setattr(planning, "fit", fit)
 
@@ -228,10 +230,10 @@ def test_a_program_that_the_compiler_refuses_is_narrowed(
 ):
     program = Compiled.program
 
-    def refusing(self, group, width):
+    def refusing(self, group, width, num_seeds):
         if width > fits:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory")
-        return program(self, group, width)
+        return program(self, group, width, num_seeds)
 
     monkeypatch.setattr(Compiled, "program", refusing)
     if fits == 0:
@@ -272,7 +274,7 @@ def test_a_group_that_has_begun_keeps_its_width(tmp_path, monkeypatch, make):
 
 
 def test_other_compiler_errors_are_not_swallowed(monkeypatch, optimist):
-    def broken(self, group, width):
+    def broken(self, group, width, num_seeds):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
     monkeypatch.setattr(Compiled, "program", broken)

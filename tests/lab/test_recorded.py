@@ -42,7 +42,7 @@ def theirs(mine):
 
 def edit(directory, **fields):
     path = directory / store.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    store.write_json(path, json.loads(path.read_text()) | fields)
 
 
 CELL = ["--cell", "eta=0.25", "method=gd"]

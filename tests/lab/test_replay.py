@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+import shutil
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -104,7 +105,16 @@ def _record(directory, **config):
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["config"] |= config
-    path.write_text(json.dumps(manifest))
+    store.write_json(path, manifest)
+
+
+def test_what_was_swept_there_before_is_not_replayed(tmp_path):
+    sweep(toys.closed(), directory=tmp_path / "run")
+    sweep(toys.closed(rate=0.7), directory=tmp_path / "other")
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "other").rename(tmp_path / "run")
+    with pytest.raises(ValueError, match="does not ship with jaxlr"):
+        replay(tmp_path / "run", {"rate": 0.1}, 0)
 
 
 @pytest.mark.parametrize("field", ["jaxlr", "jax", "device_kind"])
@@ -158,7 +168,6 @@ def test_an_experiment_that_cannot_be_found_is_named(tmp_path, monkeypatch):
     nameless = toys.closed().replace(name="gone")
     sweep(nameless, directory=tmp_path)
     monkeypatch.setattr(engine, "SWEPT", {})
-    monkeypatch.setattr("jaxlr.lab.replaying.SWEPT", {})
     with pytest.raises(ValueError, match=r"'gone'.*`experiment`"):
         replay(tmp_path, {"rate": 0.1}, 0)
     found = replay(tmp_path, {"rate": 0.1}, 0, experiment=nameless)

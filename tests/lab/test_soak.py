@@ -2,6 +2,7 @@
 
 from collections import Counter
 import errno
+import itertools
 import os
 from pathlib import Path
 import re
@@ -60,12 +61,13 @@ class Soak:
     def __init__(self, kind: str, num_cells: int, directory: Path, seed: int):
         self.kind, self.num_cells, self.directory = kind, num_cells, directory
         self.rng, self.figures = np.random.default_rng(seed), Counter()
+        self.ways = itertools.cycle((self._corrupt, self._truncate, self._swap))
         self.injured: set[Path] = set()
         self.sound: dict[Path, tuple[int, int]] = {}
         self.wanted = sweep(_experiment(kind, num_cells), chunk=num_cells // NUM_CHUNKS)
 
     def live(self, trouble: str) -> bool:
-        """A process goes on with the run; whether it ended well."""
+        """A process goes on with the run, less what is refused; whether to its end."""
         most = 8 if self.kind == "closed" else 40  # files of arrays
         after = int(self.rng.integers(0, most))
         words = self.kind, self.num_cells, str(self.directory), trouble, after
@@ -78,10 +80,12 @@ class Soak:
         _, err = process.communicate(timeout=600)
         if process.returncode == -signal.SIGKILL:
             self.figures["kills"] += 1
-        elif process.returncode:
-            self._end(err.strip().splitlines()[-1], trouble)
         self._nothing_sound_has_changed()
-        return process.returncode == 0
+        if process.returncode in (0, -signal.SIGKILL):
+            return process.returncode == 0
+        if self._was_full(err.strip().splitlines()[-1], trouble):
+            return False
+        return self.live(trouble)
 
     def _wait_for_chunks(self, number, process):
         folder = self.directory / "chunks"
@@ -89,15 +93,16 @@ class Soak:
         while process.poll() is None and len(list(folder.glob("*.npz"))) < wanted:
             time.sleep(0.002)
 
-    def _end(self, line: str, trouble: str) -> None:
+    def _was_full(self, line: str, trouble: str) -> bool:
         assert line.startswith("jaxlr.lab.store.RunDirectoryError"), line
         if "Could not write" not in line:
             self._delete_what_is_named(line)
-            return
+            return False
         reason = {"cut": errno.EFBIG, "sync": errno.ENOSPC}[trouble]
         assert os.strerror(reason) in line
         assert not list(self.directory.rglob("*.tmp"))
         self.figures["full disks"] += 1
+        return True
 
     def _delete_what_is_named(self, line: str) -> None:
         [name] = re.findall(r"(/\S+\.npz) (?:is corrupt|does not belong)", line)
@@ -108,17 +113,16 @@ class Soak:
 
     def injure(self) -> None:
         """Corrupt, truncate or swap files."""
-        ways = self._corrupt, self._truncate, self._swap
         for _ in range(self.rng.integers(1, 4)):
             files = sorted(self.directory.glob("*/*.npz"))
             if len(files) < 2:
                 return
             two = [files[i] for i in self.rng.choice(len(files), 2, replace=False)]
-            way = ways[self.rng.integers(3)]
+            way = next(self.ways)
             for path in way(*two):
                 self.injured.add(path)
                 self.sound.pop(path, None)
-            self.figures[f"{way.__name__[1:]}"] += 1
+            self.figures[way.__name__] += 1
 
     def _corrupt(self, path, _):
         content = bytearray(path.read_bytes())
@@ -181,16 +185,16 @@ def test_nothing_is_lost_and_nothing_wrong(tmp_path, kind, num_cells, num_lives)
     """
     begun = time.perf_counter()
     soak = Soak(kind, num_cells, tmp_path / "run", num_lives)
-    for _ in range(num_lives):
-        soak.live(("kill", "kill", "cut", "sync")[soak.rng.integers(4)])
+    troubles = itertools.cycle(("kill", "cut", "kill", "sync"))
+    for trouble in itertools.islice(troubles, num_lives):
+        soak.live(trouble)
         soak.injure()
         if soak.rng.integers(2) and store.is_run(soak.directory):
             soak.watch()
-    while not soak.live("none"):
-        pass
+    assert soak.live("none")
     toys.assert_equal(load(soak.directory), soak.wanted)
     assert not list(soak.directory.rglob("*.tmp"))
     seconds = time.perf_counter() - begun
     print(f"\n{kind}, {num_cells} cells: {dict(soak.figures)}, {seconds:.0f} s")
-    assert soak.figures["kills"]
-    assert soak.figures["refused"]
+    for name in ("kills", "full disks", "refused", "_corrupt", "_truncate", "_swap"):
+        assert soak.figures[name], name

@@ -159,6 +159,29 @@ def test_a_corrupt_chunk_is_named_and_costs_only_itself(tmp_path, damage):
     assert all(p.stat().st_ino == inode for p, inode in others.items())
 
 
+REASONS = "ESTALE", "EIO", "ETIMEDOUT", "EACCES", "EINTR", "ENOMEM"
+
+
+@pytest.mark.parametrize("name", ["chunks/g000-c00001.npz", "manifest.json"])
+@pytest.mark.parametrize("reason", REASONS)
+def test_storage_that_fails_is_not_taken_for_damage(
+    tmp_path, monkeypatch, reason, name
+):
+    sweep(toys.closed(), directory=tmp_path, chunk=2)
+    number, path_open = getattr(errno, reason), Path.open
+
+    def open_(path, *args, **kwargs):
+        if path == tmp_path / name:
+            raise OSError(number, os.strerror(number))
+        return path_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(RunDirectoryError) as caught:
+        load(tmp_path)
+    said = f"{tmp_path / name} cannot be read ({os.strerror(number)}); try again."
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize("at", range(5))
 def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch, at):
     root = tmp_path / "run"
@@ -234,7 +257,7 @@ CHANGES = {
     r"axes\.rate": {"axes": {"rate": toys.RATES[:-1]}},
     r"axes\.size": {"axes": {"rate": toys.RATES, "size": (3,)}},
     "num_seeds": {"num_seeds": 3},
-    r"metrics\.loss \(group 0\)": {"experiment": toys.closed(num_steps=49)},
+    r"metrics\.loss \(all cells\)": {"experiment": toys.closed(num_steps=49)},
     "seed": {"seed": 1},
     r"hparams\.rate": {"experiment": toys.closed(rate=0.7)},
     "x64": {"experiment": toys.closed().replace(x64=True)},
@@ -256,7 +279,7 @@ def test_a_changed_version_is_refused_unless_forced(tmp_path, field):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     now = manifest["config"][field]
     manifest["config"][field] = "of old"
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    store.write_json(tmp_path / "manifest.json", manifest)
     (tmp_path / "chunks/g000-c00001.npz").unlink()
     with pytest.raises(RunDirectoryError, match="force") as caught:
         sweep(toys.closed(), directory=tmp_path, resume=True)

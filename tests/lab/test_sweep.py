@@ -330,7 +330,7 @@ def test_arrays_among_the_hyper_parameters_count(tmp_path):
 
     assert sweep(1.0, directory=tmp_path / "r").x.values.tolist() == [[3.0], [6.0]]
     assert sweep(100.0).x.values.tolist() == [[300.0], [600.0]]
-    with pytest.raises(lab.RunDirectoryError, match=r"computation.group 0"):
+    with pytest.raises(lab.RunDirectoryError, match=r"computation.all cells"):
         sweep(100.0, directory=tmp_path / "r", resume=True)
 
 

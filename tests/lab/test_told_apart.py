@@ -23,6 +23,7 @@ from jaxlr.lab import (
     modules,
     replay,
     RunDirectoryError,
+    store,
     sweep,
 )
 from jaxlr.lab.compiled import Compiled
@@ -179,7 +180,7 @@ def test_jaxs_own_settings_are_part_of_a_kept_program(fresh):
 def test_resume_and_replay_see_what_a_trace_does_not_show(tmp_path, kind):
     sweep(MAKE[kind](1), directory=tmp_path, chunk=1)
     (tmp_path / "chunks/g000-c00001.npz").unlink()
-    changed = r"(?m)^  computation.group 0: 'v2:\w+' -> 'v2:\w+'$"
+    changed = r"(?m)^  computation.all cells: 'v2:\w+' -> 'v2:\w+'$"
     with pytest.raises(RunDirectoryError, match=changed):
         sweep(MAKE[kind](100), directory=tmp_path, resume=True)
     found = sweep(MAKE[kind](1), directory=tmp_path, resume=True)
@@ -232,10 +233,10 @@ def test_digests_of_format_1_are_understood(tmp_path, use_color):
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
     lane = Compiled(Request.make(experiment(table))).lane(0)
-    manifest["config"]["computation"] = {"group 0": _text_digest(lane, use_color)}
-    path.write_text(json.dumps(manifest))
+    manifest["config"]["computation"] = {"all cells": _text_digest(lane, use_color)}
+    store.write_json(path, manifest)
     (tmp_path / "chunks/g000-c00001.npz").unlink()
-    with pytest.raises(RunDirectoryError, match=r"(?m)^  computation.group 0: "):
+    with pytest.raises(RunDirectoryError, match=r"(?m)^  computation.all cells: "):
         sweep(experiment(table + 1), directory=tmp_path, resume=True)
     found = sweep(experiment(table), directory=tmp_path, resume=True)
     toys.assert_equal(found, wanted)
@@ -320,7 +321,7 @@ def test_an_edit_of_what_the_host_calls_is_refused(tmp_path, edit):
     sweep(find.find(file), directory=root, chunk=1)
     (root / "chunks/g000-c00001.npz").unlink()
     file.write_text(FILE.replace(*edit))
-    with pytest.raises(RunDirectoryError, match=r"(?m)^  computation.group 0: "):
+    with pytest.raises(RunDirectoryError, match=r"(?m)^  computation.all cells: "):
         sweep(find.find(file), directory=root, resume=True)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import contextlib
 import difflib
 import io
+import os
 import sys
 import traceback
 from typing import Any
@@ -19,6 +20,7 @@ _COMMANDS: dict[str, Any] = {
     "list": commands.list_,
     "plan": flags.Plan,
     "run": flags.Run,
+    "watch": commands.watch,
     "show": commands.show,
     "replay": commands.replay,
     "reproduce": reproduce.reproduce,
@@ -27,9 +29,10 @@ _COMMANDS: dict[str, Any] = {
 }
 _DESCRIPTION = """Low-rank and structured learning in JAX: sweeps that answer questions.
 
-Exit status: 0 if all is well; 1 if a claim fails, or a replay or a compilation does; 2
-on misuse, and if something that is needed is missing; 3 if the experiment's own code
-raises an error; 130 on Ctrl-C. `jaxlr --version` prints the version."""
+Exit status: 0 if all is well; 1 if a claim fails, or a replay or a compilation does, or
+a run that is watched stops; 2 on misuse, and if something that is needed is missing; 3
+if the experiment's own code raises an error; 130 on Ctrl-C and SIGTERM.
+`jaxlr --version` prints the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,13 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None for those of this process.
 
     Returns:
-        The exit status: 0; 1 if a claim fails, or a replay or a compilation does; 2 on
-        misuse, and if something that is needed is missing; 3 if the experiment's own
-        code raises an error; 130 on Ctrl-C.
+        The exit status: 0; 1 if a claim fails, or a replay or a compilation does, or a
+        run that is watched stops; 2 on misuse, and if something that is needed is
+        missing; 3 if the experiment's own code raises an error; 130 on Ctrl-C
+        and SIGTERM.
 
     Raises:
         SystemExit: By tyro: 0 after `--help`, 2 on arguments that it cannot read.
     """
+    try:
+        status = _main(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(
         sys.stdout, io.TextIOWrapper
@@ -69,9 +83,12 @@ def _outcome(args: list[str]) -> commands.Outcome:
         return _run(args)
     except KeyboardInterrupt as e:
         return _failed(130, str(e) or "Stopped.")
+    except BrokenPipeError:
+        raise
     except Exception as e:
         if _is_for_the_user(e):
-            return _failed(2, f"{e}{find.line_of(e)}")
+            notes = getattr(e, "__notes__", ())
+            return _failed(2, " ".join([f"{e}{find.line_of(e)}", *notes]))
         traceback.print_exc()
         return commands.Outcome(3, {"error": find.sentence(e)})
 
@@ -105,7 +122,7 @@ def _failed(status: int, message: str) -> commands.Outcome:
 def _is_for_the_user(error: Exception) -> bool:
     """Whether the message says it all; anything else keeps its traceback."""
     if isinstance(error, ValueError | OSError | ImportError):
-        return True
+        return find.own_frame(error) is None
     from jaxlr import lab
 
     return isinstance(error, lab.RunDirectoryError)

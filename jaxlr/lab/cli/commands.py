@@ -82,12 +82,14 @@ def run(invocation: "Invocation") -> Outcome:
 
 def _arguments(general: "General", directory: Path | None) -> dict[str, Any]:
     """What general flags are to `lab.plan` and `lab.sweep`."""
+    resume = "force" if general.force else "grow" if general.grow else general.resume
     return {
         "num_seeds": general.seeds,
         "seed": general.seed,
         "directory": directory,
-        "resume": "force" if general.force else general.resume,
+        "resume": resume,
         "chunk": general.chunk,
+        "lanes": general.lanes,
         "devices": _devices(general.device),
         "backend": general.backend,
     }
@@ -157,15 +159,44 @@ def show(
     report.console().print(report.attributes_table(results.attrs))
     found = find.find(experiment) if experiment else None
     if found is None and judging.recorded(run) is None:
-        found = engine.SWEPT.get(run.resolve())
+        manifest = store.read_manifest(run)
+        found = engine.swept(run, manifest)
         if found is None and results.attrs["experiment"] in find.names():
-            found = find.recorded(store.read_manifest(run))
+            found = find.recorded(manifest)
     if found is None:
         judgement = judging.recall(results, run)
     else:
         judgement = judging.judge(found, results, run)
     outcome = _conclude(judgement, results, run)
     return outcome._replace(summary=outcome.summary | {"attributes": results.attrs})
+
+
+def watch(run: _Run, /, *, interval: float = 3.0, is_json: Json = False) -> Outcome:
+    """Follow a run of another process until it is complete, or has stopped.
+
+    Lanes that are done, an estimate of the time left, and the last value of each
+    metric: the median of the lanes. The exit status is 1 if the run stops unfinished.
+
+    Args:
+        run: The run directory.
+        interval: Seconds between two looks.
+        is_json: Look once; print one JSON object on stdout, all else on stderr.
+
+    Raises:
+        ValueError: If `interval` is not positive.
+    """
+    from jaxlr.core import checks
+    from jaxlr.lab import watching
+
+    checks.positive("--interval", interval)
+    watched = watching.Watched(run.expanduser())
+    try:
+        sight = watched.look() if is_json else watching.follow(watched, interval)
+    except KeyboardInterrupt:
+        return Outcome(130, {})
+    if sight.state == "stopped":
+        _say((f"It stopped unfinished. Go on with --directory {run} --resume.",))
+    return Outcome(int(sight.state == "stopped"), dataclasses.asdict(sight))
 
 
 def replay(
@@ -281,7 +312,7 @@ def _conclude(
     if not is_complete:
         _say(
             (
-                "The run is unfinished, its missing cells are NaN. Go on with "
+                "The run is unfinished, what is missing is NaN. Go on with "
                 f"--directory {directory} --resume.",
             )
         )

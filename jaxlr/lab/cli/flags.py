@@ -63,8 +63,15 @@ class General:
     """Go on with a run that was stopped: --directory, or the newest unfinished one."""
     force: _Switch = False
     """With --resume: go on even if source, configuration or versions have changed."""
+    grow: _Switch = False
+    """With --resume --directory: ask the run for more seeds, or more values of axes."""
     chunk: Annotated[int | None, _unset("N", "what fits into memory")] = None
     """Cells in flight at once."""
+    lanes: Annotated[tuple[int, int] | None, _unset("SEEDS CELLS", "what is fast")] = (
+        None
+    )
+    """Seeds, and cells on each device, that are computed at once: their bits then do
+    not depend on what else is asked for, now or later."""
     x64: bool = False
     """Trace under 64-bit types."""
     device: Annotated[
@@ -205,6 +212,8 @@ def _invocation(
 ) -> Invocation:
     if flags.force and not flags.resume:
         raise ValueError("--force goes with --resume.")
+    if flags.grow and (flags.force or not flags.resume or flags.directory is None):
+        raise ValueError("--grow goes with --resume and --directory, without --force.")
     changes: dict[str, Any] = {}
     if flags.x64 != experiment.x64:
         changes["x64"] = flags.x64
