@@ -471,7 +471,7 @@ def test_kept_programs_and_resumed_runs_see_what_a_function_imports(
             sweep(experiment, directory=tmp_path / "run", chunk=1)
             (tmp_path / "run/chunks/g000-c00001.npz").unlink()
         else:
-            with pytest.raises(RunDirectoryError, match="computation.all cells: "):
+            with pytest.raises(RunDirectoryError, match=r"computation\.all cells: "):
                 sweep(experiment, directory=tmp_path / "run", resume=True)
 
 
