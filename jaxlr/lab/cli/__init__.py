@@ -121,7 +121,9 @@ def _failed(status: int, message: str) -> commands.Outcome:
 
 def _is_for_the_user(error: Exception) -> bool:
     """Whether the message says it all; anything else keeps its traceback."""
-    if isinstance(error, ValueError | OSError | ImportError):
+    if isinstance(error, ImportError):  # a library is missing, whoever asks for it
+        return True
+    if isinstance(error, ValueError | OSError):
         return find.own_frame(error) is None
     from jaxlr import lab
 

@@ -103,7 +103,7 @@ def _say(sentences: tuple[str, ...]) -> None:
     from jaxlr.lab import report
 
     for sentence in sentences:
-        report.console().print(report.literal(sentence))
+        report.console().print(report.literal(sentence), soft_wrap=True)
 
 
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
