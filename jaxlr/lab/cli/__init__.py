@@ -87,7 +87,8 @@ def _outcome(args: list[str]) -> commands.Outcome:
         raise
     except Exception as e:
         if _is_for_the_user(e):
-            notes = getattr(e, "__notes__", ())
+            # Jax's own notes are of several lines.
+            notes = [x for x in getattr(e, "__notes__", ()) if "\n" not in x]
             return _failed(2, " ".join([f"{e}{find.line_of(e)}", *notes]))
         traceback.print_exc()
         return commands.Outcome(3, {"error": find.sentence(e)})
