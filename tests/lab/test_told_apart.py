@@ -372,8 +372,18 @@ def test_a_replayed_cell_lies_where_it_was_recorded(tmp_path, chunk):
         assert found.x.values == kept.x.sel(rate=rate, seed=1).values
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", find.names())
+FIRST = {name.partition(".")[0]: name for name in reversed(find.names())}.values()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.slow if name in FIRST else pytest.mark.full
+        )
+        for name in find.names()
+    ],
+)
 def test_shipped_experiments_have_digests_of_every_process(name):
     """Traced twice they are one computation, of which nothing is this process's own."""
     experiment = find.find(name)
