@@ -164,8 +164,7 @@ class Gate:
 
     def stamp(self, chunk: Chunk) -> tuple[int, ...]:
         """What tells the file that `so_far` reads from those before; () for none."""
-        assert self.root is not None
-        folders = (self.root / name for name in ("chunks", "segments"))
+        folders = (self._folder / name for name in ("chunks", "segments"))
         stamps = (store.stamp(folder / chunk.filename) for folder in folders)
         return next(filter(None, stamps), ())
 
@@ -203,10 +202,15 @@ class Gate:
             if name in arrays:  # else it is of other groups alone
                 results.check_whole(name, arrays[name], dtype)
 
+    @property
+    def _folder(self) -> Path:
+        if self.root is None:
+            raise ValueError("The run is kept in memory: it has no files.")
+        return self.root
+
     def _place(self, folder: str, chunk: Chunk) -> store.Stored:
-        assert self.root is not None
         return store.Stored(
-            self.root / folder / chunk.filename,
+            self._folder / folder / chunk.filename,
             manifests.identity(self.manifest, chunk),
             is_named=self.manifest["format"] > 1,
         )
