@@ -7,6 +7,7 @@ loaded is loaded anew once a file of the name space has been edited.
 """
 
 import builtins
+from contextvars import ContextVar
 import functools as ft
 import hashlib
 import importlib
@@ -20,6 +21,8 @@ from typing import Any
 
 
 PREFIX = "jaxlr_file_"
+# In a worker, what the coordinator calls its own `__main__`.
+MAIN: ContextVar[str | None] = ContextVar("main", default=None)
 _FOLDERS: dict[str, str] = {}  # package of an experiment's folder -> the folder
 _DIGESTS: dict[str, bytes] = {}  # module -> digest of its file when it was loaded
 
@@ -45,6 +48,8 @@ def plain(name: str) -> str:
     Without its name space, which knows where the folder lies; a script by its file.
     """
     if name == "__main__":
+        if (told := MAIN.get()) is not None:
+            return told
         main = sys.modules[name]
         spec, file = main.__spec__, getattr(main, "__file__", None)
         return spec.name if spec else Path(file or "").stem

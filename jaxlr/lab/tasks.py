@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from jaxlr.core.types import Experiment
-from jaxlr.lab import chunks, find, manifest as manifests, provenance, store
+from jaxlr.lab import chunks, find, manifest as manifests, modules, provenance, store
 from jaxlr.lab.compiled import Compiled, kept, settings
 from jaxlr.lab.memory import Machine
 from jaxlr.lab.request import Request
@@ -69,11 +69,13 @@ class _Parcel:
     Attributes:
         digest: Digest of the sweep that was sent.
         file: Where the sweep lies; None if it comes along.
+        main: What the coordinator calls its own `__main__`.
         settings: Switches of jax, as (name, value), that the worker takes over.
     """
 
     digest: str
     file: str | None
+    main: str
     settings: tuple[tuple[str, Any], ...]
 
 
@@ -186,6 +188,7 @@ def _in_worker(
     with contextlib.ExitStack() as stack:
         for name, value in parcel.settings:  # of this thread alone
             stack.enter_context(getattr(jax, name)(value))
+        stack.callback(modules.MAIN.reset, modules.MAIN.set(parcel.main))
         try:
             key = parcel.digest, parcel.settings  # traces are made under these
             compiled = _SENT.get(key) or kept(key, lambda: _unpack(parcel, content))
@@ -236,7 +239,8 @@ class Team:
         self, executor: Any, compiled: Compiled, content: bytes, file: str | None
     ):
         digest = hashlib.sha256(content).hexdigest()
-        self._parcel = _Parcel(digest, file, tuple(settings().items()))
+        main = modules.plain("__main__")
+        self._parcel = _Parcel(digest, file, main, tuple(settings().items()))
         _SENT[digest, self._parcel.settings] = self._compiled = compiled
         self._executor, self._content, self._keywords = executor, content, {}
         client = getattr(executor, "_client", executor)

@@ -222,7 +222,7 @@ EXPERIMENT = Experiment(
 
 
 @pytest.mark.slow
-def test_a_fresh_process_finds_the_file_and_its_flags(tmp_path):
+def test_a_fresh_process_takes_the_flags_from_the_run(tmp_path):
     """The recorded hyper-parameters win over the file's defaults."""
     file = tmp_path / "mine.py"
     file.write_text(USERS_FILE)
@@ -231,8 +231,10 @@ def test_a_fresh_process_finds_the_file_and_its_flags(tmp_path):
     kept = sweep(experiment.replace(hparams=hparams), directory=tmp_path / "run")
     out = toys.finish(
         toys.start(
-            "from jaxlr.lab import replay\n"
-            f"found = replay({str(tmp_path / 'run')!r}, {{'rate': 0.2}}, 1)\n"
+            "from jaxlr.lab import find, replay\n"
+            f"mine = find.find({str(file)!r})\n"
+            f"run = {str(tmp_path / 'run')!r}\n"
+            "found = replay(run, {'rate': 0.2}, 1, experiment=mine)\n"
             "print(found.attrs['replay'])\n"
             "print(found.x.values.tobytes().hex())"
         )
