@@ -330,7 +330,7 @@ def test_a_file_that_is_not_what_was_sent_is_not_unpacked(tmp_path, monkeypatch)
     path = tmp_path / "sweep"
     path.write_bytes(pickle.dumps("another"))
     monkeypatch.setattr(pickle, "loads", lambda content: 1 / 0)
-    parcel = tasks._Parcel("0" * 64, str(path), ())
+    parcel = tasks._Parcel("0" * 64, str(path), "main", ())
     assert tasks._in_worker(lambda compiled: compiled, parcel, None) == tasks._UNSEEN
 
 
