@@ -25,13 +25,10 @@ import dataclasses
 import enum
 import functools as ft
 import hashlib
-import importlib.metadata
 import math
 from pathlib import Path
 import re
 import secrets
-import sys
-import sysconfig
 import types
 from typing import Any, NamedTuple
 
@@ -44,7 +41,7 @@ import jax.random as jr
 import numpy as np
 
 from jaxlr.core import checks
-from jaxlr.lab import bytecode
+from jaxlr.lab import bytecode, packages
 
 
 KIND = "v2:"  # digests of format 1 have no such prefix: they are of a text
@@ -320,7 +317,7 @@ class _Walk:
 
     def _module(self, x: types.ModuleType) -> bytes:
         """An installed module, or a user's as a whole."""
-        if library := _library(x.__name__):
+        if library := packages.library(x.__name__):
             return _hash("module", library)
         with self._hold(x):
             try:
@@ -329,7 +326,7 @@ class _Walk:
                 return self._alone(x) if self._counts else _hash("module")
 
     def _type(self, cls: type) -> bytes:
-        if library := _library(cls.__module__):
+        if library := packages.library(cls.__module__):
             return _hash("type", library, cls.__module__, cls.__qualname__)
         if self._mode is _Mode.STRUCTURE:
             return _hash("type", cls.__qualname__)
@@ -348,13 +345,19 @@ class _Walk:
 
     def _function(self, fn: types.FunctionType) -> bytes:
         code, space = fn.__code__, fn.__globals__
-        library = _library(space.get("__name__", ""))
+        library = packages.library(space.get("__name__", ""))
         parts = [_hash(library), self.of(code)]
-        if library and _library(fn.__module__) and "<locals>" not in fn.__qualname__:
+        if (
+            library
+            and packages.library(fn.__module__)
+            and "<locals>" not in fn.__qualname__
+        ):
             return _hash("function", fn.__module__, fn.__qualname__, *parts)
         names = bytecode.names(code)
         defaults = fn.__defaults__, types.MappingProxyType(fn.__kwdefaults__ or {})
-        parts += [self.of(_unshared(defaults) if _is_tracer(library) else defaults)]
+        parts += [
+            self.of(_unshared(defaults) if packages.is_tracer(library) else defaults)
+        ]
         for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
             parts.append(_hash("closure", name))
             if name in names.writes and not self._counts:
@@ -362,7 +365,7 @@ class _Walk:
                 continue
             with contextlib.suppress(ValueError):  # a variable not assigned yet
                 value = cell.cell_contents
-                value = _unshared(value) if _is_tracer(library) else value
+                value = _unshared(value) if packages.is_tracer(library) else value
                 parts.append(self._member(name, value, names))
         if library:
             return _hash("function", *parts)
@@ -384,7 +387,7 @@ class _Walk:
 
     def _member(self, name: str, x: Any, names: bytecode.Names, *around: Any) -> bytes:
         """What a name leads to; of a user's module, what is asked of it."""
-        is_users = isinstance(x, types.ModuleType) and not _library(x.__name__)
+        is_users = isinstance(x, types.ModuleType) and not packages.library(x.__name__)
         if not is_users or name in names.whole:
             return self.of(x)
         parts, around = [], (*around, x)
@@ -397,7 +400,7 @@ class _Walk:
     def _object(self, x: Any) -> bytes:
         cls = type(x)
         is_frozen = getattr(getattr(x, "__dataclass_params__", None), "frozen", False)
-        if is_frozen or _is_tracer(_library(cls.__module__)):
+        if is_frozen or packages.is_tracer(packages.library(cls.__module__)):
             return self._content(x) if is_frozen or self._counts else self.of(cls)
         with self._hold(x):
             return self._content(x) if self._counts else self.of(cls)
@@ -405,17 +408,17 @@ class _Walk:
     def _content(self, x: Any) -> bytes:
         """An object by its fields, by what it wraps, or by what pickle makes of it."""
         cls = type(x)
-        library = _library(cls.__module__)
+        library = packages.library(cls.__module__)
         if dataclasses.is_dataclass(x):
             pairs = [(f.name, getattr(x, f.name, None)) for f in dataclasses.fields(x)]
-            if _is_tracer(library):
+            if packages.is_tracer(library):
                 pairs = [(k, _unshared(v)) for k, v in pairs if k not in _DISPLAYED]
                 return _hash("object", self.of(cls), self._items("fields", pairs))
             rest = self._attributes(x, [name for name, _ in pairs])
             return _hash("object", self.of(cls), self._items("fields", pairs), rest)
         if library and hasattr(x, "__wrapped__"):
             return self._all("wrapper", cls, x.__wrapped__)
-        if _is_tracer(library) and hasattr(x, "__array__"):
+        if packages.is_tracer(library) and hasattr(x, "__array__"):
             return self._array(np.asarray(x))
         return self._reduced(x)
 
@@ -465,40 +468,6 @@ def _flat(items: Iterable[Any]) -> str:
     return repr(list(items))
 
 
-@ft.cache
-def _library(module: str | None) -> str:
-    """Name and version of the installed package of a module; of a user's own, empty."""
-    top = (module or "").partition(".")[0]
-    if top == "__main__":
-        return ""
-    loaded = sys.modules.get(module or "", sys.modules.get(top))
-    file = getattr(loaded, "__file__", None)
-    if file is None:
-        is_installed = top in sys.stdlib_module_names
-    else:
-        path = Path(file)
-        is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-        is_installed |= path.is_relative_to(sysconfig.get_path("stdlib"))
-    is_installed |= top == "jaxlr"  # also in a checkout
-    return f"{top} {_version(top)}" if is_installed else ""
-
-
-@ft.cache
-def _version(top: str) -> str:
-    """What an installed package, or whoever distributes it, says; of Python's, none."""
-    version = getattr(sys.modules.get(top), "__version__", None)
-    if isinstance(version, str) or top in sys.stdlib_module_names:
-        return version or ""
-    by_package = importlib.metadata.packages_distributions()
-    names = sorted(set(by_package.get(top, ())))
-    return " ".join(map(importlib.metadata.version, names))
-
-
-def _is_tracer(library: str) -> bool:
-    """Whether a package makes its objects anew at every trace, and changes none."""
-    return library.partition(" ")[0] in ("jax", "jaxlib", "jaxlr", "equinox")
-
-
 def _unshared(x: Any) -> Any:
     """Lists and dicts as what nobody else can change."""
     if type(x) is dict:
@@ -516,25 +485,6 @@ def _lasting(cls: type, state: dict[Any, Any]) -> list[tuple[Any, Any]]:
         if str(name)[:2] != "__"
         and not isinstance(getattr(cls, str(name), None), ft.cached_property)
     ]
-
-
-def is_of_text(closed: Any, parts: tuple[Any, ...], digest: str) -> bool:
-    """Whether a digest is one of format 1: of a trace's text, in colors or without."""
-    if digest.startswith(KIND):
-        return False
-    found = []
-    for const in map(jnp.asarray, consts(closed)):
-        is_key = jnp.issubdtype(const.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jr.key_data(const) if is_key else const)
-        content = np.ascontiguousarray(array).tobytes()
-        found.append(f"{array.dtype} {array.shape}".encode() + content)
-    for use_color in (False, True):
-        shown = closed.jaxpr.pretty_print(use_color=use_color)
-        text = re.sub(r" at 0x[0-9a-f]+", "", f"{shown} {parts}")
-        sha = hashlib.sha256(b"".join([text.encode(), *found]))
-        if sha.hexdigest()[:16] == digest:
-            return True
-    return False
 
 
 def consts(closed: Any) -> Iterator[Any]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxlr.core import compat, loop, tree
 from jaxlr.core.types import Experiment
-from jaxlr.lab import fields, fingerprint, grid
+from jaxlr.lab import fields, fingerprint, grid, old_format
 from jaxlr.lab.metrics import arrays, described, is_key, Metric, raw
 
 
@@ -361,7 +361,7 @@ def _lane(experiment, base, dtypes, traced, shapes, carry=None, num_steps=0) -> 
             steps,
         ),
         is_of_text=ft.partial(
-            fingerprint.is_of_text, traced, (metrics, experiment.every, *steps)
+            old_format.is_of_text, traced, (metrics, experiment.every, *steps)
         ),
     )
 
