@@ -1,5 +1,8 @@
 """Files of experiments, as users write them, for tests of the command line."""
 
+from pathlib import Path
+
+
 MINE = '''"""Does a power decay?"""
 from typing import Any, Literal
 
@@ -59,3 +62,9 @@ def solver(key, hp):
 
 EXPERIMENT = Experiment(solver=solver, num_steps=8, hparams=HParams())
 '''
+
+
+def only_run(name="mine"):
+    """The one run directory of an experiment, in this folder."""
+    (directory,) = (Path("runs") / name).iterdir()
+    return directory

@@ -10,23 +10,12 @@ import pytest
 
 from jaxlr import lab
 from jaxlr.core import Claim
-from jaxlr.lab import engine, find, judging, progress, store
+from jaxlr.lab import engine, find, judging, store
 from jaxlr.lab.cli import main
 from tests.lab._files import MINE
 
 
-@pytest.fixture(autouse=True)
-def _somewhere_else(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(progress, "FIRST_LINE", 600.0)  # also where all is slow
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def mine(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(MINE)
-    return path
+pytestmark = pytest.mark.usefixtures("away")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -242,3 +243,39 @@ def test_a_fresh_process_takes_the_flags_from_the_run(tmp_path):
     sentence, bits = out.splitlines()
     assert re.match(r"Equal bit by bit \(expected bit by bit", sentence)
     assert bytes.fromhex(bits) == kept.x.sel(rate=0.2, seed=1).values.tobytes()
+
+
+def test_a_replayed_cell_is_the_nearest_within_rounding(tmp_path):
+    axes = {"rate": (0.1, 0.1 * (1 + 1e-6), 0.3)}
+    kept = sweep(toys.closed(), axes, directory=tmp_path)
+    for i, rate in enumerate(axes["rate"]):
+        found = replay(tmp_path, {"rate": rate * (1 + 1e-12)}, 0)
+        assert found.rate == kept.rate[i]
+        assert found.attrs["is_equal"] == 1
+    for rate in (0.1 * (1 + 1e-7), 0.3 * (1 - 1e-8)):
+        with pytest.raises(ValueError, match="No cell has"):
+            replay(tmp_path, {"rate": rate}, 0)
+
+
+@pytest.mark.parametrize("chunk", [2, 3])
+def test_a_replayed_cell_lies_where_it_was_recorded(tmp_path, chunk):
+    """Here the bits depend on the place, as roundings of wide programs may."""
+
+    @jax.custom_batching.custom_vmap
+    def placed(x):
+        return x
+
+    @placed.def_vmap
+    def rule(axis_size, is_batched, x):
+        return x * (1 + jnp.arange(axis_size)), is_batched[0]
+
+    experiment = toys.closed().replace(
+        run=lambda key, hparams: {"x": placed(hparams.rate)}
+    )
+    kept = sweep(experiment, directory=tmp_path, chunk=chunk)
+    factors = 1 + np.arange(5) % chunk
+    np.testing.assert_allclose(kept.x.values[:, 0], toys.RATES * factors, rtol=1e-6)
+    for rate in toys.RATES:
+        found = replay(tmp_path, {"rate": rate}, 1)
+        assert found.attrs["is_equal"] == 1
+        assert found.x.values == kept.x.sel(rate=rate, seed=1).values

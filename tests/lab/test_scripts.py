@@ -8,16 +8,12 @@ import pytest
 
 import jaxlr
 from jaxlr import lab
-from jaxlr.lab import find, progress
+from jaxlr.lab import find
 from jaxlr.lab.cli import commands, config, flags, main
 from tests.lab._files import MINE
 
 
-@pytest.fixture(autouse=True)
-def _somewhere_else(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(progress, "FIRST_LINE", 600.0)  # also where all is slow
-    (tmp_path / "mine.py").write_text(MINE)
+pytestmark = pytest.mark.usefixtures("away", "mine")
 
 
 def called(capsys, *words):

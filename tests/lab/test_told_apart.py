@@ -336,42 +336,6 @@ def test_a_thinned_curve_diverges_at_a_step_and_not_at_a_row(every):
     assert found.step.values[np.isinf(found.loss.values[0, 0])].min() == 12
 
 
-def test_a_replayed_cell_is_the_nearest_within_rounding(tmp_path):
-    axes = {"rate": (0.1, 0.1 * (1 + 1e-6), 0.3)}
-    kept = sweep(toys.closed(), axes, directory=tmp_path)
-    for i, rate in enumerate(axes["rate"]):
-        found = replay(tmp_path, {"rate": rate * (1 + 1e-12)}, 0)
-        assert found.rate == kept.rate[i]
-        assert found.attrs["is_equal"] == 1
-    for rate in (0.1 * (1 + 1e-7), 0.3 * (1 - 1e-8)):
-        with pytest.raises(ValueError, match="No cell has"):
-            replay(tmp_path, {"rate": rate}, 0)
-
-
-@pytest.mark.parametrize("chunk", [2, 3])
-def test_a_replayed_cell_lies_where_it_was_recorded(tmp_path, chunk):
-    """Here the bits depend on the place, as roundings of wide programs may."""
-
-    @jax.custom_batching.custom_vmap
-    def placed(x):
-        return x
-
-    @placed.def_vmap
-    def rule(axis_size, is_batched, x):
-        return x * (1 + jnp.arange(axis_size)), is_batched[0]
-
-    experiment = toys.closed().replace(
-        run=lambda key, hparams: {"x": placed(hparams.rate)}
-    )
-    kept = sweep(experiment, directory=tmp_path, chunk=chunk)
-    factors = 1 + np.arange(5) % chunk
-    np.testing.assert_allclose(kept.x.values[:, 0], toys.RATES * factors, rtol=1e-6)
-    for rate in toys.RATES:
-        found = replay(tmp_path, {"rate": rate}, 1)
-        assert found.attrs["is_equal"] == 1
-        assert found.x.values == kept.x.sel(rate=rate, seed=1).values
-
-
 FIRST = {name.partition(".")[0]: name for name in reversed(find.names())}.values()
 
 
